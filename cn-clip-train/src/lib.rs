@@ -1,0 +1,1 @@
+//! cn-clip-train

@@ -1,0 +1,1 @@
+//! Chinese-CLIP in Rust.

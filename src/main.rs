@@ -1,0 +1,3 @@
+//! The cn-clip binary.
+
+fn main() {}
