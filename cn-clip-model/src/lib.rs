@@ -1,1 +1,21 @@
-//! cn-clip-model
+//! Chinese-CLIP on Burn: configurations, towers, checkpoints and device choice.
+//!
+//! Everything is written against [`burn::tensor`] and takes a [`Device`](burn::tensor::Device):
+//! only [`device`] names backends.
+
+mod attention;
+pub mod checkpoint;
+pub mod clip;
+pub mod config;
+pub mod device;
+mod error;
+mod init;
+mod random;
+pub mod text;
+pub mod vision;
+
+pub use clip::{Clip, ImageTower, Pass, normalize, token_tensor};
+pub use config::{ClipConfig, TextConfig, VisionConfig};
+pub use device::DeviceSpec;
+pub use error::ModelError;
+pub use random::SampleRng;

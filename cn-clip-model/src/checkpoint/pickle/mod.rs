@@ -1,0 +1,10 @@
+//! Pickle as data: reading what `torch.save` writes, and writing what `torch.load` reads.
+//!
+//! Nothing is executed. The reader knows a fixed list of globals, each with its meaning here, and
+//! refuses any other by name.
+
+mod read;
+mod write;
+
+pub use read::{Node, NodeId, Pickle, PickleError, parse};
+pub use write::{PickleWriter, Storage};

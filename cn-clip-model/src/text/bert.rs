@@ -1,0 +1,267 @@
+//! BERT encoder (arXiv 1810.04805; `cn_clip/clip/modeling_bert.py`), without pooler.
+
+use burn::{
+    module::Module,
+    nn::{Embedding, LayerNorm, Linear},
+    tensor::{
+        Bool, Device, Int, Tensor,
+        activation::{gelu, gelu_approximate, relu, silu},
+    },
+};
+
+use crate::{
+    attention::{attention, split_heads},
+    clip::Pass,
+    config::{TextActivation, TextConfig},
+    init::{Init, Values},
+};
+
+const LAYER_NORM_EPSILON: f64 = 1e-12;
+/// Added to the attention scores of padding.
+const MASKED: f64 = -10000.0;
+/// Dropout sites of a layer: attention probabilities, attention output, feed-forward output.
+const SITES_PER_LAYER: u32 = 3;
+
+/// Word, position and token-type embeddings.
+#[derive(Module, Debug)]
+pub struct Embeddings {
+    /// `[vocab_size, hidden]`.
+    pub word_embeddings: Embedding,
+    /// `[max_positions, hidden]`.
+    pub position_embeddings: Embedding,
+    /// `[type_vocab_size, hidden]`; only row 0 is used.
+    pub token_type_embeddings: Embedding,
+    /// Norm of the sum.
+    pub layer_norm: LayerNorm,
+}
+
+impl Embeddings {
+    /// Token ids `[batch, tokens]` to `[batch, tokens, hidden]`, before dropout.
+    pub fn forward(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
+        let length = tokens.dims()[1];
+        let position = self.position_embeddings.weight.val().slice_dim(0, 0..length);
+        let kind = self.token_type_embeddings.weight.val().slice_dim(0, 0..1);
+        let words = self.word_embeddings.forward(tokens);
+        self.layer_norm.forward(words + (position + kind).unsqueeze::<3>())
+    }
+}
+
+/// Query, key and value projections.
+#[derive(Module, Debug)]
+pub struct SelfAttention {
+    /// Query projection.
+    pub query: Linear,
+    /// Key projection.
+    pub key: Linear,
+    /// Value projection.
+    pub value: Linear,
+}
+
+/// Projection, dropout and norm of the sum with the residual.
+#[derive(Module, Debug)]
+pub struct Output {
+    /// Projection back to the hidden width.
+    pub dense: Linear,
+    /// Norm of the sum.
+    pub layer_norm: LayerNorm,
+}
+
+impl Output {
+    fn forward(&self, x: Tensor<3>, residual: Tensor<3>, mask: Option<Tensor<3>>) -> Tensor<3> {
+        let x = drop_out(self.dense.forward(x), mask);
+        self.layer_norm.forward(x + residual)
+    }
+}
+
+fn drop_out<const D: usize>(x: Tensor<D>, mask: Option<Tensor<D>>) -> Tensor<D> {
+    match mask {
+        Some(mask) => x * mask,
+        None => x,
+    }
+}
+
+/// Attention part of a layer.
+#[derive(Module, Debug)]
+pub struct Attention {
+    /// Projections; official name `self`.
+    pub self_attention: SelfAttention,
+    /// Output part.
+    pub output: Output,
+}
+
+/// First half of the feed-forward part.
+#[derive(Module, Debug)]
+pub struct Intermediate {
+    /// `[hidden, intermediate]`.
+    pub dense: Linear,
+}
+
+/// Post-norm transformer layer.
+#[derive(Module, Debug)]
+pub struct Layer {
+    /// Attention part.
+    pub attention: Attention,
+    /// Feed-forward part.
+    pub intermediate: Intermediate,
+    /// Output of the feed-forward part.
+    pub output: Output,
+}
+
+/// The stack of layers.
+#[derive(Module, Debug)]
+pub struct Encoder {
+    /// Layers in order.
+    pub layer: Vec<Layer>,
+}
+
+/// BERT encoder: token ids to hidden states.
+#[derive(Module, Debug)]
+pub struct Bert {
+    /// Embeddings.
+    pub embeddings: Embeddings,
+    /// Layers.
+    pub encoder: Encoder,
+    #[module(skip)]
+    config: BertOptions,
+}
+
+/// What the forward pass needs of the configuration.
+#[derive(Debug, Clone)]
+struct BertOptions {
+    heads: usize,
+    activation: TextActivation,
+    hidden_dropout: f64,
+    attention_dropout: f64,
+}
+
+impl Bert {
+    pub(crate) fn init(config: &TextConfig, init: &Init) -> Self {
+        let (hidden, std) = (config.hidden_size, config.initializer_range);
+        let linear = |init: Init, input, output| {
+            init.linear(input, output, Some(Values::Normal(std)), Some(Values::Constant(0.0)))
+        };
+        let norm = || init.layer_norm(hidden, LAYER_NORM_EPSILON);
+        let layer = |index: usize| {
+            let init = init.at("encoder").at("layer").at(index);
+            let attention = init.at("attention");
+            let own = attention.at("self");
+            let output = |init: Init, input| Output {
+                dense: linear(init.at("dense"), input, hidden),
+                layer_norm: norm(),
+            };
+            Layer {
+                attention: Attention {
+                    self_attention: SelfAttention {
+                        query: linear(own.at("query"), hidden, hidden),
+                        key: linear(own.at("key"), hidden, hidden),
+                        value: linear(own.at("value"), hidden, hidden),
+                    },
+                    output: output(attention.at("output"), hidden),
+                },
+                intermediate: Intermediate {
+                    dense: linear(
+                        init.at("intermediate").at("dense"),
+                        hidden,
+                        config.intermediate_size,
+                    ),
+                },
+                output: output(init.at("output"), config.intermediate_size),
+            }
+        };
+        let table = |name: &str, rows| init.at("embeddings").at(name).embedding(rows, hidden, std);
+        Self {
+            embeddings: Embeddings {
+                word_embeddings: table("word_embeddings", config.vocab_size),
+                position_embeddings: table("position_embeddings", config.max_positions),
+                token_type_embeddings: table("token_type_embeddings", config.type_vocab_size),
+                layer_norm: norm(),
+            },
+            encoder: Encoder { layer: (0..config.layers).map(layer).collect() },
+            config: BertOptions {
+                heads: config.heads,
+                activation: config.activation,
+                hidden_dropout: config.hidden_dropout,
+                attention_dropout: config.attention_dropout,
+            },
+        }
+    }
+
+    /// Additive attention bias `[batch, 1, 1, tokens]`: -10000 at padding (id 0).
+    pub fn attention_bias(tokens: Tensor<2, Int>, device: &Device) -> Tensor<4> {
+        let [batch, length] = tokens.dims();
+        let padding: Tensor<2, Bool> = tokens.equal_scalar(0);
+        Tensor::zeros([batch, 1, 1, length], device)
+            .mask_fill(padding.reshape([batch, 1, 1, length]), MASKED)
+    }
+
+    /// Input of the first layer: embeddings after dropout.
+    pub fn embed(&self, tokens: Tensor<2, Int>, pass: Pass<'_>) -> Tensor<3> {
+        let x = self.embeddings.forward(tokens);
+        let mask = self.hidden_mask(pass, 0, &x);
+        drop_out(x, mask)
+    }
+
+    /// Layer `index`, `[batch, tokens, hidden]` to the same shape; with `first_only`, the first
+    /// token of it, `[batch, 1, hidden]`, at the cost of one.
+    pub fn layer(
+        &self,
+        index: usize,
+        x: Tensor<3>,
+        bias: Tensor<4>,
+        pass: Pass<'_>,
+        first_only: bool,
+    ) -> Tensor<3> {
+        let layer = &self.encoder.layer[index];
+        let site = 1 + index as u32 * SITES_PER_LAYER;
+        let own = &layer.attention.self_attention;
+        let residual = if first_only { x.clone().slice_dim(1, 0..1) } else { x.clone() };
+        let queries = own.query.forward(residual.clone());
+        let [query, key, value] = [queries, own.key.forward(x.clone()), own.value.forward(x)]
+            .map(|part| split_heads(part, self.config.heads));
+        let mask = self.attention_mask(pass, site, &query, &key);
+        let context = attention(query, key, value, Some(bias), mask);
+        let mask = self.hidden_mask(pass, site + 1, &residual);
+        let x = layer.attention.output.forward(context, residual, mask);
+        let inner = layer.intermediate.dense.forward(x.clone());
+        let inner = match self.config.activation {
+            TextActivation::Gelu => gelu(inner),
+            TextActivation::GeluNew => gelu_approximate(inner),
+            TextActivation::Relu => relu(inner),
+            TextActivation::Swish => silu(inner),
+        };
+        let mask = self.hidden_mask(pass, site + 2, &x);
+        layer.output.forward(inner, x, mask)
+    }
+
+    /// Token ids `[batch, tokens]` to the hidden state of the first token, `[batch, hidden]`.
+    pub fn forward(&self, tokens: Tensor<2, Int>, pass: Pass<'_>) -> Tensor<2> {
+        let device = self.embeddings.word_embeddings.weight.val().device();
+        let bias = Self::attention_bias(tokens.clone(), &device);
+        let mut x = self.embed(tokens, pass);
+        let depth = self.encoder.layer.len();
+        for index in 0..depth {
+            x = self.layer(index, x, bias.clone(), pass, index + 1 == depth);
+        }
+        x.slice_dim(1, 0..1).squeeze_dim(1)
+    }
+
+    fn hidden_mask(&self, pass: Pass<'_>, site: u32, x: &Tensor<3>) -> Option<Tensor<3>> {
+        let [_, positions, width] = x.dims();
+        let probability = self.config.hidden_dropout;
+        let rng = pass.rng().filter(|_| probability > 0.0)?;
+        Some(rng.hidden_mask(site, [positions, width], probability, &x.device()))
+    }
+
+    fn attention_mask(
+        &self,
+        pass: Pass<'_>,
+        site: u32,
+        query: &Tensor<4>,
+        key: &Tensor<4>,
+    ) -> Option<Tensor<4>> {
+        let ([_, heads, queries, _], [_, _, keys, _]) = (query.dims(), key.dims());
+        let probability = self.config.attention_dropout;
+        let rng = pass.rng().filter(|_| probability > 0.0)?;
+        Some(rng.attention_mask(site, [heads, queries, keys], probability, &query.device()))
+    }
+}

@@ -1,0 +1,3 @@
+//! Text towers.
+
+pub mod bert;

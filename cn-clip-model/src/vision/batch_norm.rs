@@ -1,0 +1,73 @@
+//! Batch normalisation with the conventions of PyTorch.
+//!
+//! Burn's own module keeps the biased variance in its running average; PyTorch keeps the unbiased
+//! one, and official checkpoints carry a batch counter.
+
+use burn::{
+    module::{Module, Param, RunningState},
+    tensor::{
+        Tensor,
+        module::{batch_norm, batch_norm_train},
+    },
+};
+
+use crate::{
+    clip::Pass,
+    init::{Init, Values},
+};
+
+const EPSILON: f64 = 1e-5;
+const MOMENTUM: f64 = 0.1;
+
+/// Batch normalisation over `[batch, channels, height, width]`.
+#[derive(Module, Debug)]
+pub struct BatchNorm2d {
+    /// Scale `[channels]`.
+    pub gamma: Param<Tensor<1>>,
+    /// Shift `[channels]`.
+    pub beta: Param<Tensor<1>>,
+    /// Running mean `[channels]`.
+    pub running_mean: RunningState<Tensor<1>>,
+    /// Running unbiased variance `[channels]`.
+    pub running_var: RunningState<Tensor<1>>,
+    /// Number of batches seen, `[1]`.
+    pub num_batches_tracked: RunningState<Tensor<1>>,
+}
+
+impl BatchNorm2d {
+    pub(crate) fn init(channels: usize, scale: f32, init: &Init) -> Self {
+        let device = init.device();
+        Self {
+            gamma: init.param("weight", [channels], Values::Constant(scale)),
+            beta: init.param("bias", [channels], Values::Constant(0.0)),
+            running_mean: RunningState::new(Tensor::zeros([channels], device)),
+            running_var: RunningState::new(Tensor::ones([channels], device)),
+            num_batches_tracked: RunningState::new(Tensor::zeros([1], device)),
+        }
+    }
+
+    /// Normalises by the batch in training and by the running averages otherwise.
+    pub fn forward(&self, x: Tensor<4>, pass: Pass<'_>) -> Tensor<4> {
+        let Pass::Train { update_statistics, .. } = pass else {
+            let device = x.device();
+            let (mean, variance) = (self.running_mean.value(), self.running_var.value());
+            let (mean, variance) = (mean.to_device(&device), variance.to_device(&device));
+            return batch_norm(x, self.gamma.val(), self.beta.val(), mean, variance, EPSILON);
+        };
+        let [batch, _, height, width] = x.dims();
+        let result = batch_norm_train(x, self.gamma.val(), self.beta.val(), EPSILON);
+        if update_statistics {
+            let count = (batch * height * width) as f64;
+            let unbiased = result.variance.detach() * (count / (count - 1.0).max(1.0));
+            average(&self.running_mean, result.mean.detach());
+            average(&self.running_var, unbiased);
+            self.num_batches_tracked.update(self.num_batches_tracked.value_sync() + 1.0);
+        }
+        result.output
+    }
+}
+
+fn average(state: &RunningState<Tensor<1>>, value: Tensor<1>) {
+    let old = state.value_sync().to_device(&value.device());
+    state.update((old * (1.0 - MOMENTUM) + value * MOMENTUM).detach());
+}

@@ -1,0 +1,205 @@
+//! The ModifiedResNet of CLIP: three-convolution stem, anti-aliased strides, attention pool
+//! (`cn_clip/clip/model.py`).
+
+use burn::{
+    module::Module,
+    nn::{
+        PaddingConfig2d,
+        conv::{Conv2d, Conv2dConfig},
+    },
+    tensor::{Tensor, activation::relu, module::avg_pool2d, ops::AvgPoolOptions},
+};
+
+use super::{attention_pool::AttentionPool2d, batch_norm::BatchNorm2d};
+use crate::{
+    clip::Pass,
+    init::{Init, Values},
+};
+
+/// Output channels of a bottleneck per plane.
+const EXPANSION: usize = 4;
+
+fn conv(input: usize, output: usize, kernel: usize, stride: usize, init: &Init) -> Conv2d {
+    let padding = kernel / 2;
+    let bound = 1.0 / ((input * kernel * kernel) as f64).sqrt();
+    let shape = [output, input, kernel, kernel];
+    Conv2d {
+        weight: init.param("weight", shape, Values::Uniform(bound)),
+        ..Conv2dConfig::new([input, output], [kernel, kernel])
+            .with_stride([stride, stride])
+            .with_padding(PaddingConfig2d::Explicit(padding, padding, padding, padding))
+            .with_bias(false)
+            .init(init.device())
+    }
+}
+
+fn average_pool(x: Tensor<4>, stride: usize) -> Tensor<4> {
+    if stride == 1 {
+        return x;
+    }
+    let options = AvgPoolOptions {
+        kernel_size: [stride, stride],
+        stride: [stride, stride],
+        padding: [(0, 0), (0, 0)],
+        count_include_pad: true,
+        ceil_mode: false,
+    };
+    avg_pool2d(x, options)
+}
+
+/// Shortcut of a bottleneck that changes shape.
+#[derive(Module, Debug)]
+pub struct Downsample {
+    /// 1x1 convolution.
+    pub conv: Conv2d,
+    /// Norm after it.
+    pub norm: BatchNorm2d,
+}
+
+/// Bottleneck block.
+#[derive(Module, Debug)]
+pub struct Bottleneck {
+    /// 1x1.
+    pub conv1: Conv2d,
+    /// Norm after `conv1`.
+    pub bn1: BatchNorm2d,
+    /// 3x3, always stride 1.
+    pub conv2: Conv2d,
+    /// Norm after `conv2`.
+    pub bn2: BatchNorm2d,
+    /// 1x1.
+    pub conv3: Conv2d,
+    /// Norm after `conv3`.
+    pub bn3: BatchNorm2d,
+    /// Shortcut, where the shape changes.
+    pub downsample: Option<Downsample>,
+    stride: usize,
+}
+
+impl Bottleneck {
+    fn init(input: usize, planes: usize, stride: usize, init: &Init) -> Self {
+        let output = planes * EXPANSION;
+        let norm = |name: &str, channels, scale| BatchNorm2d::init(channels, scale, &init.at(name));
+        let downsample = (stride > 1 || input != output).then(|| {
+            let init = init.at("downsample");
+            Downsample {
+                conv: conv(input, output, 1, 1, &init.at(0)),
+                norm: BatchNorm2d::init(output, 1.0, &init.at(1)),
+            }
+        });
+        Self {
+            conv1: conv(input, planes, 1, 1, &init.at("conv1")),
+            bn1: norm("bn1", planes, 1.0),
+            conv2: conv(planes, planes, 3, 1, &init.at("conv2")),
+            bn2: norm("bn2", planes, 1.0),
+            conv3: conv(planes, output, 1, 1, &init.at("conv3")),
+            bn3: norm("bn3", output, 0.0),
+            downsample,
+            stride,
+        }
+    }
+
+    fn forward(&self, x: Tensor<4>, pass: Pass<'_>) -> Tensor<4> {
+        let y = relu(self.bn1.forward(self.conv1.forward(x.clone()), pass));
+        let y = relu(self.bn2.forward(self.conv2.forward(y), pass));
+        let y = average_pool(y, self.stride);
+        let y = self.bn3.forward(self.conv3.forward(y), pass);
+        let shortcut = match &self.downsample {
+            Some(Downsample { conv, norm }) => {
+                norm.forward(conv.forward(average_pool(x, self.stride)), pass)
+            }
+            None => x,
+        };
+        relu(y + shortcut)
+    }
+}
+
+/// ModifiedResNet: pixels to image features.
+#[derive(Module, Debug)]
+pub struct ModifiedResNet {
+    /// Stem, stride 2.
+    pub conv1: Conv2d,
+    /// Norm after `conv1`.
+    pub bn1: BatchNorm2d,
+    /// Stem.
+    pub conv2: Conv2d,
+    /// Norm after `conv2`.
+    pub bn2: BatchNorm2d,
+    /// Stem.
+    pub conv3: Conv2d,
+    /// Norm after `conv3`.
+    pub bn3: BatchNorm2d,
+    /// First stage.
+    pub layer1: Vec<Bottleneck>,
+    /// Second stage.
+    pub layer2: Vec<Bottleneck>,
+    /// Third stage.
+    pub layer3: Vec<Bottleneck>,
+    /// Fourth stage.
+    pub layer4: Vec<Bottleneck>,
+    /// Pooling and projection.
+    pub attnpool: AttentionPool2d,
+}
+
+impl ModifiedResNet {
+    pub(crate) fn init(config: &crate::VisionConfig, stages: [usize; 4], init: &Init) -> Self {
+        let width = config.width;
+        let mut input = width;
+        let mut stage = |index: usize| -> Vec<Bottleneck> {
+            let (planes, init) = (width << index, init.at(format!("layer{}", index + 1)));
+            let block = |block: usize| {
+                let stride = if block == 0 && index > 0 { 2 } else { 1 };
+                let made = Bottleneck::init(input, planes, stride, &init.at(block));
+                input = planes * EXPANSION;
+                made
+            };
+            (0..stages[index]).map(block).collect()
+        };
+        let (layer1, layer2, layer3, layer4) = (stage(0), stage(1), stage(2), stage(3));
+        let norm = |name: &str, channels| BatchNorm2d::init(channels, 1.0, &init.at(name));
+        Self {
+            conv1: conv(3, width / 2, 3, 2, &init.at("conv1")),
+            bn1: norm("bn1", width / 2),
+            conv2: conv(width / 2, width / 2, 3, 1, &init.at("conv2")),
+            bn2: norm("bn2", width / 2),
+            conv3: conv(width / 2, width, 3, 1, &init.at("conv3")),
+            bn3: norm("bn3", width),
+            layer1,
+            layer2,
+            layer3,
+            layer4,
+            attnpool: AttentionPool2d::init(
+                config.grid(),
+                width * 32,
+                config.heads(),
+                config.embed_dim,
+                &init.at("attnpool"),
+            ),
+        }
+    }
+
+    /// Pixels `[batch, 3, R, R]` to `[batch, width, R / 4, R / 4]`.
+    pub fn stem(&self, pixels: Tensor<4>, pass: Pass<'_>) -> Tensor<4> {
+        let x = relu(self.bn1.forward(self.conv1.forward(pixels), pass));
+        let x = relu(self.bn2.forward(self.conv2.forward(x), pass));
+        let x = relu(self.bn3.forward(self.conv3.forward(x), pass));
+        average_pool(x, 2)
+    }
+
+    /// The four stages in order.
+    pub fn stages(&self) -> [&[Bottleneck]; 4] {
+        [&self.layer1, &self.layer2, &self.layer3, &self.layer4]
+    }
+
+    /// One stage.
+    pub fn stage(blocks: &[Bottleneck], x: Tensor<4>, pass: Pass<'_>) -> Tensor<4> {
+        blocks.iter().fold(x, |x, block| block.forward(x, pass))
+    }
+
+    /// `[batch, 3, R, R]` to un-normalised image features `[batch, embed_dim]`.
+    pub fn forward(&self, pixels: Tensor<4>, pass: Pass<'_>) -> Tensor<2> {
+        let x = self.stem(pixels, pass);
+        let x = self.stages().into_iter().fold(x, |x, blocks| Self::stage(blocks, x, pass));
+        self.attnpool.forward(x)
+    }
+}

@@ -1,0 +1,388 @@
+//! Towers, loading and parameter counts against the recordings of the Python program.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "../../tests/support/golden.rs"]
+mod golden;
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use cn_clip_model::{
+    Clip, ClipConfig, ImageTower, Pass, TextConfig, VisionConfig,
+    checkpoint::{self, Checkpoint, parameter_count, parameters},
+    normalize,
+    text::bert::Bert,
+    token_tensor,
+    vision::resnet::ModifiedResNet,
+};
+use golden::{Golden, fixture};
+use safetensors::SafeTensors;
+
+const TOLERANCE: f32 = 1e-4;
+
+fn config(variant: &str) -> ClipConfig {
+    let path = fixture(&format!("model/{variant}/config.json"));
+    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let mut model = json["model_config"].clone();
+    model.as_object_mut().unwrap().retain(|_, value| !value.is_null());
+    serde_json::from_value(model).unwrap()
+}
+
+fn load(variant: &str) -> Clip {
+    let model = Clip::init(&config(variant), &Device::default(), 0);
+    let file = fixture(&format!("model/{variant}/checkpoint_fp16.pt"));
+    checkpoint::load(model, &Checkpoint::open(file).unwrap()).unwrap()
+}
+
+fn floats<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().try_into_vec().unwrap()
+}
+
+fn input<const D: usize>(golden: &Golden, name: &str) -> Tensor<D> {
+    let recorded = golden.get(name);
+    let data = TensorData::new(recorded.values.clone(), recorded.shape.clone());
+    Tensor::from_data(data, &Device::default())
+}
+
+fn tokens(golden: &Golden, name: &str) -> Tensor<2, Int> {
+    let recorded = golden.get(name);
+    Tensor::from_data(TensorData::new(recorded.ints(), recorded.shape.clone()), &Device::default())
+}
+
+fn check_forward(variant: &str) {
+    let golden = Golden::open(&format!("model/{variant}/forward_eval.safetensors"));
+    let model = load(variant);
+    let image = model.encode_image(input(&golden, "pixels"), None, Pass::Eval);
+    let text = model.encode_text(tokens(&golden, "tokens"), Pass::Eval);
+    let short = model.encode_text(tokens(&golden, "tokens_ctx24"), Pass::Eval);
+    golden.check("image_features", &floats(image.clone()), TOLERANCE);
+    golden.check("text_features", &floats(text.clone()), TOLERANCE);
+    golden.check("text_features_ctx24", &floats(short), TOLERANCE);
+    let (image, text) = (normalize(image), normalize(text));
+    golden.check("image_features_norm", &floats(image.clone()), TOLERANCE);
+    golden.check("text_features_norm", &floats(text.clone()), TOLERANCE);
+    golden.check("logit_scale_exp", &floats(model.logit_scale.val().exp()), TOLERANCE);
+    golden.check(
+        "logits_per_image",
+        &floats(model.similarity(image.clone(), text.clone())),
+        TOLERANCE,
+    );
+    golden.check("logits_per_text", &floats(model.similarity(image, text).transpose()), TOLERANCE);
+
+    let ids = golden.get("tokens").ints();
+    let trimmed = token_tensor(&ids, 52, &Device::default());
+    assert!(trimmed.dims()[1] <= 52);
+    golden.check("text_features", &floats(model.encode_text(trimmed, Pass::Eval)), TOLERANCE);
+}
+
+fn check_text_traces(variant: &str) {
+    let golden = Golden::open(&format!("model/{variant}/forward_eval.safetensors"));
+    let model = load(variant);
+    let ids = tokens(&golden, "tokens");
+    let bias = Bert::attention_bias(ids.clone(), &Device::default());
+    let mut x = model.bert.embed(ids, Pass::Eval);
+    golden.check("trace.bert.embeddings", &floats(x.clone()), TOLERANCE);
+    for index in 0..model.bert.encoder.layer.len() {
+        x = model.bert.layer(index, x, bias.clone(), Pass::Eval, false);
+        golden.check(&format!("trace.bert.encoder.layer.{index}"), &floats(x.clone()), TOLERANCE);
+    }
+}
+
+#[test]
+fn vit_forward() {
+    check_forward("vit_tiny");
+    check_text_traces("vit_tiny");
+}
+
+#[test]
+fn resnet_forward() {
+    check_forward("rn_tiny");
+    check_text_traces("rn_tiny");
+}
+
+#[test]
+fn vit_traces() {
+    let golden = Golden::open("model/vit_tiny/forward_eval.safetensors");
+    let model = load("vit_tiny");
+    let ImageTower::Vit(tower) = &model.visual else { panic!("not a ViT") };
+    let pixels: Tensor<4> = input(&golden, "pixels");
+    let patches = tower.conv1.forward(pixels.clone()).swap_dims(1, 2);
+    golden.check("trace.visual.conv1", &floats(patches), TOLERANCE);
+    let mut x = tower.embed(pixels, None);
+    golden.check("trace.visual.ln_pre", &floats(x.clone()), TOLERANCE);
+    for (index, block) in tower.transformer.resblocks.iter().enumerate() {
+        let first = block.forward_first(x.clone());
+        x = block.forward(x);
+        // Recorded as [tokens, batch, width].
+        let name = format!("trace.visual.transformer.resblocks.{index}");
+        golden.check(&name, &floats(x.clone().swap_dims(0, 1)), TOLERANCE);
+        let whole = floats(x.clone().slice_dim(1, 0..1));
+        assert!(golden::relative_error(&floats(first), &whole) < 1e-5);
+    }
+    golden.check("image_features", &floats(tower.head(x)), TOLERANCE);
+}
+
+#[test]
+fn resnet_traces() {
+    let golden = Golden::open("model/rn_tiny/forward_eval.safetensors");
+    let model = load("rn_tiny");
+    let ImageTower::ResNet(tower) = &model.visual else { panic!("not a ResNet") };
+    let pixels: Tensor<4> = input(&golden, "pixels");
+    golden.check("trace.visual.conv1", &floats(tower.conv1.forward(pixels.clone())), TOLERANCE);
+    let mut x = tower.stem(pixels, Pass::Eval);
+    golden.check("trace.visual.avgpool", &floats(x.clone()), TOLERANCE);
+    for (index, blocks) in tower.stages().into_iter().enumerate() {
+        x = ModifiedResNet::stage(blocks, x, Pass::Eval);
+        golden.check(&format!("trace.visual.layer{}", index + 1), &floats(x.clone()), TOLERANCE);
+    }
+    golden.check("trace.visual.attnpool", &floats(tower.attnpool.forward(x)), TOLERANCE);
+}
+
+#[test]
+fn flip_selects_the_recorded_patches() {
+    let golden = Golden::open("model/vit_tiny/flip_mask05.safetensors");
+    let inputs = Golden::open("model/vit_tiny/forward_eval.safetensors");
+    let model = load("vit_tiny");
+    // Recorded as token positions, where the class token is 0.
+    let keep = tokens(&golden, "ids_keep") - 1;
+    let features = model.encode_image(input(&inputs, "pixels"), Some(keep), Pass::Eval);
+    golden.check("image_features", &floats(features), TOLERANCE);
+}
+
+#[test]
+fn keys_and_shapes_are_the_official_ones_in_order() {
+    for variant in ["vit_tiny", "rn_tiny"] {
+        let path = fixture(&format!("model/{variant}/state_dict_keys.json"));
+        let json: std::collections::BTreeMap<String, (Vec<usize>, String)> =
+            serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let file = fixture(&format!("model/{variant}/checkpoint_fp16.pt"));
+        let order: Vec<String> =
+            Checkpoint::open(file).unwrap().state_dict.into_iter().map(|(key, _)| key).collect();
+        let specs = parameters(&Clip::init(&config(variant), &Device::default(), 0));
+        let keys: Vec<String> = specs.iter().map(|spec| spec.key.clone()).collect();
+        assert_eq!(keys, order);
+        for spec in specs {
+            let (shape, _) = &json[&format!("module.{}", spec.key)];
+            assert_eq!(&spec.official_shape(), shape, "{}", spec.key);
+        }
+    }
+}
+
+#[test]
+fn parameter_counts_are_the_official_ones() {
+    let device = Device::default();
+    let count = |vision: &str, text: &str, prefix: &str| {
+        let config = ClipConfig::load(vision, text).unwrap();
+        parameter_count(&Clip::init(&config, &device, 0), prefix)
+    };
+    const BASE: &str = "RoBERTa-wwm-ext-base-chinese";
+    const LARGE: &str = "RoBERTa-wwm-ext-large-chinese";
+    for (vision, expected) in [
+        ("ViT-B-32", 87_849_216),
+        ("ViT-B-16", 86_192_640),
+        ("ViT-L-14", 303_966_208),
+        ("ViT-L-14-336", 304_293_888),
+        ("ViT-H-14", 632_076_800),
+        ("RN50", 38_316_896),
+    ] {
+        assert_eq!(count(vision, "RBT3-chinese", "visual."), expected, "{vision}");
+    }
+    for (text, expected) in
+        [("RBT3-chinese", 37_886_208), (BASE, 101_677_056), (LARGE, 324_472_832)]
+    {
+        assert_eq!(count("RN50", text, "bert."), expected, "{text}");
+    }
+    for (vision, text, expected) in [
+        ("ViT-B-16", BASE, 188_262_913),
+        ("ViT-L-14", BASE, 406_233_089),
+        ("ViT-L-14-336", BASE, 406_560_769),
+        ("ViT-H-14", LARGE, 957_598_209),
+        ("RN50", "RBT3-chinese", 76_989_537),
+    ] {
+        assert_eq!(count(vision, text, ""), expected, "{vision} + {text}");
+    }
+}
+
+#[test]
+fn initial_weights_have_the_official_statistics() {
+    let path = fixture("model/init_statistics.json");
+    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let mut checked = 0;
+    for (variant, recorded) in json.as_object().unwrap() {
+        let config = config(variant);
+        let model = Clip::init(&config, &Device::default(), 1);
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("init.pt");
+        checkpoint::save(&file, &model, &Default::default(), None).unwrap();
+        let ours = Checkpoint::open(&file).unwrap();
+        for (key, statistics) in recorded.as_object().unwrap() {
+            let statistics: Vec<serde_json::Value> =
+                serde_json::from_value(statistics.clone()).unwrap();
+            let number = |index: usize| statistics[index].as_f64().unwrap_or(0.0);
+            let (mean, std) = (number(1), number(2));
+            let Some(tensor) = ours.get(key) else { panic!("no {key}") };
+            let values = tensor.read().unwrap();
+            let count = values.len() as f64;
+            let got_mean = values.iter().map(|v| f64::from(*v)).sum::<f64>() / count;
+            let variance = values.iter().map(|v| (f64::from(*v) - got_mean).powi(2)).sum::<f64>()
+                / (count - 1.0).max(1.0);
+            let got_std = variance.sqrt();
+            // Five standard errors of the two samples.
+            let slack = 5.0 * 2f64.sqrt() / count.sqrt();
+            assert!((got_mean - mean).abs() <= slack * std + 1e-6, "{key}: mean {got_mean} {mean}");
+            if count > 16.0 {
+                assert!((got_std - std).abs() <= slack * std + 1e-6, "{key}: std {got_std} {std}");
+            }
+            let largest = number(3).abs().max(number(4).abs());
+            let got_largest = values.iter().fold(0.0f64, |max, v| max.max(f64::from(v.abs())));
+            if count > 256.0 {
+                assert!(got_largest <= 2.0 * largest + 1e-9, "{key}: {got_largest} {largest}");
+            }
+            checked += 1;
+        }
+    }
+    assert!(checked > 50, "{checked}");
+}
+
+#[test]
+fn training_files_load_with_their_optimizer() {
+    let packed = std::fs::File::open(fixture("train_run/epoch2_with_optimizer.pt.gz")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("epoch2.pt");
+    let mut out = std::fs::File::create(&file).unwrap();
+    std::io::copy(&mut flate2::read::GzDecoder::new(packed), &mut out).unwrap();
+    let checkpoint = Checkpoint::open(&file).unwrap();
+    assert_eq!((checkpoint.progress.epoch, checkpoint.progress.step), (2, 8));
+    let meta: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(fixture("train_run/meta.json")).unwrap()).unwrap();
+    let config: ClipConfig = serde_json::from_value(meta["model_config"].clone()).unwrap();
+    let model = Clip::init(&config, &Device::default(), 0);
+    let specs = parameters(&model);
+    checkpoint::load(model, &checkpoint).unwrap();
+
+    let optimizer = checkpoint.optimizer.unwrap();
+    let keys = specs.iter().filter(|spec| !spec.buffer).map(|spec| spec.key.as_str());
+    let order = checkpoint::reference_order(keys);
+    assert_eq!(optimizer.group_sizes, [38, 33]);
+    assert_eq!(optimizer.moments.len(), order.len());
+    for (index, moments) in &optimizer.moments {
+        let spec = specs.iter().find(|spec| spec.key == order[*index]).unwrap();
+        assert_eq!(moments.first.shape, spec.official_shape(), "{}", spec.key);
+        assert_eq!(moments.step, 8.0);
+        assert!(moments.second.read().unwrap().iter().all(|value| *value >= 0.0));
+    }
+    let init = Checkpoint::open(fixture("train_run/init_fp16.pt")).unwrap();
+    checkpoint::load(Clip::init(&config, &Device::default(), 0), &init).unwrap();
+}
+
+#[test]
+fn a_saved_model_loads_with_the_same_values() {
+    for variant in ["vit_tiny", "rn_tiny"] {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("a.pt");
+        let progress = checkpoint::Progress {
+            epoch: 3,
+            step: 1 << 40,
+            name: "run".into(),
+            epoch_batches: Some(7),
+        };
+        let model = load(variant);
+        checkpoint::save(&file, &model, &progress, None).unwrap();
+        let saved = Checkpoint::open(&file).unwrap();
+        assert_eq!(saved.progress, progress);
+        let original =
+            Checkpoint::open(fixture(&format!("model/{variant}/checkpoint_fp16.pt"))).unwrap();
+        for (key, tensor) in &original.state_dict {
+            let ours = saved.get(key).unwrap();
+            assert_eq!(ours.shape, tensor.shape, "{key}");
+            assert_eq!(ours.read().unwrap(), tensor.read().unwrap(), "{key}");
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
+    }
+}
+
+#[test]
+fn safetensors_load_like_the_official_file() {
+    let original = Checkpoint::open(fixture("model/vit_tiny/checkpoint_fp16.pt")).unwrap();
+    let values: Vec<(String, Vec<usize>, Vec<u8>)> = original
+        .state_dict
+        .iter()
+        .map(|(key, tensor)| {
+            let bytes = tensor.read().unwrap().iter().flat_map(|v| v.to_le_bytes()).collect();
+            (key.clone(), tensor.shape.clone(), bytes)
+        })
+        .collect();
+    let views = values.iter().map(|(key, shape, bytes)| {
+        let view =
+            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes);
+        (key.clone(), view.unwrap())
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("weights.anything");
+    std::fs::write(&file, safetensors::serialize(views, None).unwrap()).unwrap();
+    assert!(SafeTensors::deserialize(&std::fs::read(&file).unwrap()).is_ok());
+    let golden = Golden::open("model/vit_tiny/forward_eval.safetensors");
+    let model = Clip::init(&config("vit_tiny"), &Device::default(), 0);
+    let model = checkpoint::load(model, &Checkpoint::open(&file).unwrap()).unwrap();
+    let image = model.encode_image(input(&golden, "pixels"), None, Pass::Eval);
+    golden.check("image_features", &floats(image), TOLERANCE);
+}
+
+#[test]
+fn a_checkpoint_of_another_architecture_lists_every_difference() {
+    let model = Clip::init(&config("vit_tiny"), &Device::default(), 0);
+    let other = Checkpoint::open(fixture("model/rn_tiny/checkpoint_fp16.pt")).unwrap();
+    let error = checkpoint::load(model, &other).unwrap_err().to_string();
+    for hint in [
+        "missing: visual.class_embedding [64]",
+        "unexpected: visual.attnpool.positional_embedding",
+        "wrong shape: text_projection is [16, 32], the model needs [32, 32]",
+    ] {
+        assert!(error.contains(hint), "{hint} not in:\n{error}");
+    }
+}
+
+#[test]
+fn damaged_checkpoints_are_errors() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = std::fs::read(fixture("model/vit_tiny/checkpoint_fp16.pt")).unwrap();
+    let file = dir.path().join("x.pt");
+    let open = |bytes: &[u8]| {
+        std::fs::write(&file, bytes).unwrap();
+        Checkpoint::open(&file).unwrap_err().to_string()
+    };
+    assert!(open(b"").contains("not a checkpoint"));
+    assert!(open(b"hello, this is text").contains("not a checkpoint"));
+    assert!(open(&whole[..whole.len() / 2]).contains("truncated"));
+    assert!(Checkpoint::open(dir.path()).is_err());
+    assert!(
+        Checkpoint::open(dir.path().join("none.pt")).unwrap_err().to_string().contains("none.pt")
+    );
+    // Damage in the middle must never panic.
+    for at in (0..whole.len()).step_by(9973) {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 0xff;
+        std::fs::write(&file, &bytes).unwrap();
+        if let Ok(checkpoint) = Checkpoint::open(&file) {
+            checkpoint.state_dict.iter().for_each(|(_, tensor)| drop(tensor.read()));
+        }
+    }
+}
+
+#[test]
+fn a_failed_save_keeps_the_old_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("none").join("a.pt");
+    let model = Clip::init(&config("vit_tiny"), &Device::default(), 0);
+    let error = checkpoint::save(&file, &model, &Default::default(), None).unwrap_err();
+    assert!(error.to_string().contains("a.pt"), "{error}");
+}
+
+#[test]
+fn merged_json_serves_both_towers() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("tiny.json");
+    std::fs::write(&file, serde_json::to_string(&config("vit_tiny")).unwrap()).unwrap();
+    let path = file.to_str().unwrap();
+    assert_eq!(VisionConfig::load(path).unwrap(), config("vit_tiny").vision);
+    assert_eq!(TextConfig::load(path).unwrap(), config("vit_tiny").text);
+}

@@ -1,0 +1,111 @@
+//! Recorded outputs of the Python program (`tests/fixtures/README.md`), and comparison with them.
+
+#![allow(dead_code)] // Every test binary uses a part of it.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use safetensors::{Dtype, SafeTensors};
+
+/// Path of a fixture.
+pub fn fixture(name: &str) -> PathBuf {
+    // Member crates lie one level below the workspace.
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let root = if root.join("tests/fixtures").is_dir() { root } else { root.join("..") };
+    root.join("tests/fixtures").join(name)
+}
+
+/// One recorded tensor.
+#[derive(Clone, Debug)]
+pub struct Recorded {
+    pub shape: Vec<usize>,
+    pub values: Vec<f32>,
+}
+
+impl Recorded {
+    pub fn ints(&self) -> Vec<i32> {
+        self.values.iter().map(|value| *value as i32).collect()
+    }
+}
+
+/// A file of recorded tensors.
+pub struct Golden {
+    pub tensors: BTreeMap<String, Recorded>,
+}
+
+impl Golden {
+    pub fn open(name: &str) -> Self {
+        let path = fixture(name);
+        let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let tensors = file
+            .iter()
+            .map(|(name, view)| {
+                let data = view.data();
+                let values = match view.dtype() {
+                    Dtype::F32 => {
+                        data.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+                    }
+                    Dtype::F64 => {
+                        data.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect()
+                    }
+                    Dtype::I64 => {
+                        data.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b) as f32).collect()
+                    }
+                    Dtype::U8 => data.iter().map(|b| f32::from(*b)).collect(),
+                    other => panic!("{name} has type {other:?}"),
+                };
+                (name.to_string(), Recorded { shape: view.shape().to_vec(), values })
+            })
+            .collect();
+        Self { tensors }
+    }
+
+    pub fn get(&self, name: &str) -> &Recorded {
+        self.tensors.get(name).unwrap_or_else(|| panic!("no `{name}` recorded"))
+    }
+
+    /// Compares a whole tensor in official layout with what was recorded of it, which may be
+    /// every k-th element or some rows; returns the error relative to the largest value.
+    pub fn error(&self, name: &str, values: &[f32]) -> Option<f32> {
+        let (suffix, recorded) = self.tensors.iter().find_map(|(key, recorded)| {
+            let suffix = key.strip_prefix(name)?;
+            (suffix.is_empty() || suffix.starts_with('[')).then_some((suffix, recorded))
+        })?;
+        let got: Vec<f32> = if suffix.is_empty() {
+            values.to_vec()
+        } else if let Some(step) = suffix.strip_prefix("[flat::") {
+            let step = step.trim_end_matches(']').parse().unwrap();
+            values.iter().step_by(step).copied().collect()
+        } else {
+            let width = recorded.shape[1];
+            let rows: Vec<usize> = match suffix {
+                "[rows]" => {
+                    self.get("word_embedding_rows").values.iter().map(|r| *r as usize).collect()
+                }
+                "[rows 0::16]" => (0..values.len() / width).step_by(16).collect(),
+                other => panic!("unknown suffix {other}"),
+            };
+            rows.iter().flat_map(|row| values[row * width..(row + 1) * width].to_vec()).collect()
+        };
+        assert_eq!(got.len(), recorded.values.len(), "{name}: number of values");
+        Some(relative_error(&got, &recorded.values))
+    }
+
+    /// As [`error`](Self::error), and fails the test when it exceeds `tolerance`.
+    pub fn check(&self, name: &str, values: &[f32], tolerance: f32) {
+        let error = self.error(name, values).unwrap_or_else(|| panic!("no `{name}` recorded"));
+        assert!(error <= tolerance, "{name}: relative error {error:e} > {tolerance:e}");
+    }
+}
+
+/// Largest difference over largest expected magnitude.
+pub fn relative_error(got: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(got.len(), expected.len());
+    let scale = expected.iter().fold(0.0f32, |max, value| max.max(value.abs()));
+    let worst = got
+        .iter()
+        .zip(expected)
+        .map(|(a, b)| if (a - b).is_nan() { f32::INFINITY } else { (a - b).abs() })
+        .fold(0.0, f32::max);
+    if worst == 0.0 { 0.0 } else { worst / scale.max(1e-12) }
+}
