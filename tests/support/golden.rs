@@ -64,9 +64,9 @@ impl Golden {
         self.tensors.get(name).unwrap_or_else(|| panic!("no `{name}` recorded"))
     }
 
-    /// Compares a whole tensor in official layout with what was recorded of it, which may be
-    /// every k-th element or some rows; returns the error relative to the largest value.
-    pub fn error(&self, name: &str, values: &[f32]) -> Option<f32> {
+    /// What was recorded of a whole tensor in official layout (every k-th element, or some rows),
+    /// cut out of it and as recorded.
+    pub fn cut(&self, name: &str, values: &[f32]) -> Option<(Vec<f32>, Vec<f32>)> {
         let (suffix, recorded) = self.tensors.iter().find_map(|(key, recorded)| {
             let suffix = key.strip_prefix(name)?;
             (suffix.is_empty() || suffix.starts_with('[')).then_some((suffix, recorded))
@@ -88,7 +88,13 @@ impl Golden {
             rows.iter().flat_map(|row| values[row * width..(row + 1) * width].to_vec()).collect()
         };
         assert_eq!(got.len(), recorded.values.len(), "{name}: number of values");
-        Some(relative_error(&got, &recorded.values))
+        Some((got, recorded.values.clone()))
+    }
+
+    /// Error of a whole tensor relative to the largest recorded value.
+    pub fn error(&self, name: &str, values: &[f32]) -> Option<f32> {
+        let (got, expected) = self.cut(name, values)?;
+        Some(relative_error(&got, &expected))
     }
 
     /// As [`error`](Self::error), and fails the test when it exceeds `tolerance`.
@@ -108,4 +114,19 @@ pub fn relative_error(got: &[f32], expected: &[f32]) -> f32 {
         .map(|(a, b)| if (a - b).is_nan() { f32::INFINITY } else { (a - b).abs() })
         .fold(0.0, f32::max);
     if worst == 0.0 { 0.0 } else { worst / scale.max(1e-12) }
+}
+
+/// Euclidean norm of the difference over that of what is expected.
+pub fn norm_error(got: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(got.len(), expected.len());
+    let square = |x: f32| f64::from(x) * f64::from(x);
+    let difference: f64 = got.iter().zip(expected).map(|(a, b)| square(a - b)).sum();
+    let norm: f64 = expected.iter().map(|b| square(*b)).sum();
+    (difference.sqrt() / norm.sqrt().max(1e-12)) as f32
+}
+
+/// Whether the gradient of a parameter is zero but for rounding: attention does not change when
+/// the same vector is added to every key.
+pub fn has_zero_gradient(key: &str) -> bool {
+    key.ends_with("attention.self.key.bias") || key.ends_with("attnpool.k_proj.bias")
 }

@@ -61,7 +61,7 @@ impl BatchNorm2d {
             let unbiased = result.variance.detach() * (count / (count - 1.0).max(1.0));
             average(&self.running_mean, result.mean.detach());
             average(&self.running_var, unbiased);
-            self.num_batches_tracked.update(self.num_batches_tracked.value_sync() + 1.0);
+            move_to(&self.num_batches_tracked, self.num_batches_tracked.value_sync() + 1.0);
         }
         result.output
     }
@@ -69,5 +69,11 @@ impl BatchNorm2d {
 
 fn average(state: &RunningState<Tensor<1>>, value: Tensor<1>) {
     let old = state.value_sync().to_device(&value.device());
-    state.update((old * (1.0 - MOMENTUM) + value * MOMENTUM).detach());
+    move_to(state, (old * (1.0 - MOMENTUM) + value * MOMENTUM).detach());
+}
+
+fn move_to(state: &RunningState<Tensor<1>>, value: Tensor<1>) {
+    state.update(value);
+    // An update is only seen by module visitors, and so by checkpoints, once it is synced.
+    state.value_sync();
 }

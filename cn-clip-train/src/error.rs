@@ -1,0 +1,43 @@
+//! The one error type of this crate.
+
+use std::path::PathBuf;
+
+use cn_clip_model::ModelError;
+
+/// What can go wrong in training.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// Models and checkpoints.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A setting that makes no sense.
+    #[error("{0}")]
+    Config(String),
+    /// A checkpoint that cannot be resumed from.
+    #[error("cannot resume: {0}")]
+    Resume(String),
+    /// The loss is not a number.
+    #[error("the loss is {loss} at step {step}: lower --lr, raise --warmup, or look at the data")]
+    Diverged {
+        /// The step.
+        step: u64,
+        /// The loss.
+        loss: f32,
+    },
+    /// A log or directory could not be written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+}
+
+impl TrainError {
+    /// Attaches `path` to an I/O error.
+    pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+}
