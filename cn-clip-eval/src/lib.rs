@@ -1,6 +1,7 @@
 //! Feature files, retrieval and zero-shot scoring of Chinese-CLIP.
 
 pub mod annotation;
+pub mod evaluation;
 pub mod features;
 pub mod id;
 pub mod knn;
