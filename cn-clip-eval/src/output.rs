@@ -52,6 +52,21 @@ impl AtomicFile {
     }
 }
 
+/// Refuses an `output` that is one of the files it is made from, whatever the paths look like.
+///
+/// # Errors
+/// Names the input that would be replaced.
+pub fn check_not_input(output: &Path, inputs: &[&Path]) -> io::Result<()> {
+    let Ok(output) = fs::canonicalize(output) else { return Ok(()) };
+    match inputs.iter().find(|input| fs::canonicalize(input).is_ok_and(|input| input == output)) {
+        Some(input) => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("the output would replace the input {}", input.display()),
+        )),
+        None => Ok(()),
+    }
+}
+
 impl Sink {
     fn beside(target: PathBuf) -> io::Result<Self> {
         let folder = match target.parent() {
@@ -132,6 +147,18 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         assert!(AtomicFile::create(&folder.path().join("none/out")).is_err());
         assert!(AtomicFile::create(folder.path()).is_err());
+    }
+
+    #[test]
+    fn inputs_are_not_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let (a, b) = (folder.path().join("a"), folder.path().join("b"));
+        fs::write(&a, "").unwrap();
+        let other_way = folder.path().join(".").join("a");
+        let error = check_not_input(&other_way, &[&b, &a]).unwrap_err().to_string();
+        assert_eq!(error, format!("the output would replace the input {}", a.display()));
+        check_not_input(&b, &[&a, &b]).unwrap();
+        check_not_input(&a, &[&b]).unwrap();
     }
 
     #[cfg(unix)]

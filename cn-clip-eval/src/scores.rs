@@ -2,7 +2,7 @@
 //!
 //! The device multiplies whole tiles; that is where the time goes. Its rounding depends on the
 //! device, the driver and the shape of the tile (CUDA may even take TF32), so a tile only tells
-//! which pairs are worth a look: [`error_bound`] says how far it can be off, and pairs nearer to a
+//! which pairs are worth a look: [`error_bounds`] says how far it can be off, and pairs nearer to a
 //! decision than that are settled by [`exact`], a dot product in doubles on the CPU. So rankings,
 //! ties included, are the same on every device and with every block size.
 

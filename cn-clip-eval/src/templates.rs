@@ -28,17 +28,18 @@ impl TemplateSet {
         Some(Self { name: key.strip_suffix("_templates")?, templates })
     }
 
-    /// Name of the set that the reference uses for a data set, chosen by the exact name; `openai`
-    /// where it has none of its own.
-    pub fn name_for_dataset(dataset: &str) -> &'static str {
-        match dataset {
+    /// The set that the reference uses for a data set, chosen by the exact name; `openai` where it
+    /// has none of its own.
+    pub fn for_dataset(dataset: &str) -> Self {
+        let name = match dataset {
             "fgvc-aircraft-2013b-variants102" => "aircraft",
             "food-101" => "food",
             "oxford-flower-102" => "flower",
             "eurosat_clip" | "resisc45_clip" => "eurosat",
             "country211" => "country211",
             _ => "openai",
-        }
+        };
+        Self::named(name).unwrap_or(Self { name, templates: &[] })
     }
 
     /// All names, sorted.
@@ -102,18 +103,18 @@ mod tests {
 
     #[test]
     fn sets_are_chosen_by_the_exact_name_of_the_data_set() {
-        for (dataset, size) in [
-            ("fgvc-aircraft-2013b-variants102", 100),
-            ("food-101", 21),
-            ("oxford-flower-102", 32),
-            ("eurosat_clip", 24),
-            ("resisc45_clip", 24),
-            ("country211", 4),
-            ("imagenet", 183),
-            ("Food-101", 183),
+        for (dataset, name, size) in [
+            ("fgvc-aircraft-2013b-variants102", "aircraft", 100),
+            ("food-101", "food", 21),
+            ("oxford-flower-102", "flower", 32),
+            ("eurosat_clip", "eurosat", 24),
+            ("resisc45_clip", "eurosat", 24),
+            ("country211", "country211", 4),
+            ("imagenet", "openai", 183),
+            ("Food-101", "openai", 183),
         ] {
-            let set = TemplateSet::named(TemplateSet::name_for_dataset(dataset)).unwrap();
-            assert_eq!(set.len(), size, "{dataset}");
+            let set = TemplateSet::for_dataset(dataset);
+            assert_eq!((set.name(), set.len()), (name, size), "{dataset}");
         }
         assert_eq!(TemplateSet::named("none"), None);
     }

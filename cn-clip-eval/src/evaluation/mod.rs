@@ -13,7 +13,7 @@ use thiserror::Error;
 
 use crate::features::Modality;
 use crate::id::Id;
-use crate::output::AtomicFile;
+use crate::output::{AtomicFile, check_not_input};
 use crate::predictions::Direction;
 use crate::python_json;
 
@@ -235,15 +235,16 @@ pub fn evaluate(
 ///
 /// # Errors
 /// Those of [`evaluate`], after the report on them has been written, and
-/// [`EvaluationError::Report`] if it could not be written.
+/// [`EvaluationError::Report`] if it could not be written or would replace one of the inputs.
 pub fn evaluate_to_file(
     direction: Direction,
     reference: &Path,
     submission: &Path,
     output: &Path,
 ) -> Result<Scores, EvaluationError> {
-    let result = evaluate(direction, reference, submission);
     let report = |source| EvaluationError::Report { path: output.to_owned(), source };
+    check_not_input(output, &[reference, submission]).map_err(report)?;
+    let result = evaluate(direction, reference, submission);
     let mut file = AtomicFile::create(output).map_err(report)?;
     write_report(&mut file, &result).and_then(|()| file.finish()).map_err(report)?;
     result

@@ -192,6 +192,16 @@ fn unwritable_reports_are_errors() {
 }
 
 #[test]
+fn reports_do_not_replace_inputs() {
+    let (_folder, submission) = damaged(|_| ());
+    let before = fs::read(&submission).unwrap();
+    let reference = fixture("valid_texts.jsonl");
+    let error = evaluate_to_file(Direction::TextToImage, &reference, &submission, &submission);
+    assert!(matches!(error, Err(EvaluationError::Report { .. })));
+    assert!(fs::read(&submission).unwrap() == before);
+}
+
+#[test]
 fn queries_without_truth_miss_and_later_lines_replace_earlier_ones() {
     let folder = tempfile::tempdir().unwrap();
     let (truth, predicted) = (folder.path().join("truth"), folder.path().join("predicted"));
