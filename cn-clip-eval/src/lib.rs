@@ -1,1 +1,22 @@
-//! cn-clip-eval
+//! Feature files, retrieval and zero-shot scoring of Chinese-CLIP.
+//!
+//! The path of an evaluation: [`features`] holds the embeddings of pictures and texts, [`knn`] ranks
+//! one side for each entry of the other, [`predictions`] writes the rankings, [`evaluation`] scores
+//! such a file against the annotations that [`annotation`] turns around for the other direction.
+//! [`recall`] does the same in memory. [`zeroshot`] classifies pictures with the prompts of
+//! [`templates`].
+
+pub mod annotation;
+pub mod evaluation;
+pub mod features;
+pub mod id;
+pub mod knn;
+pub mod output;
+pub mod predictions;
+pub mod python_json;
+pub mod recall;
+mod scores;
+pub mod templates;
+pub mod zeroshot;
+
+pub use scores::{DEFAULT_BLOCK, ScoreError};

@@ -1,0 +1,122 @@
+//! Prediction files: `{"text_id": 1, "image_ids": […]}` or `{"image_id": 1, "text_ids": […]}`.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use serde::ser::{Serialize, SerializeMap, Serializer};
+
+use crate::features::{Features, Modality};
+use crate::id::Id;
+use crate::knn::Neighbour;
+use crate::output::AtomicFile;
+use crate::python_json;
+
+/// Which side asks and which is searched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Texts search pictures.
+    TextToImage,
+    /// Pictures search texts.
+    ImageToText,
+}
+
+impl Direction {
+    /// The side that asks.
+    pub fn query(self) -> Modality {
+        match self {
+            Self::TextToImage => Modality::Text,
+            Self::ImageToText => Modality::Image,
+        }
+    }
+
+    /// The side that is searched.
+    pub fn candidate(self) -> Modality {
+        match self {
+            Self::TextToImage => Modality::Image,
+            Self::ImageToText => Modality::Text,
+        }
+    }
+}
+
+/// Writes rankings, one line per query in their order, as `make_topk_predictions.py` does.
+///
+/// `ranked` is the result of [`crate::knn::top_k`] for these queries and candidates. The file appears
+/// whole or not at all.
+///
+/// # Errors
+/// When the folder of `path` is missing or the disk is full.
+pub fn write(
+    path: &Path,
+    direction: Direction,
+    queries: &Features,
+    candidates: &Features,
+    ranked: &[Vec<Neighbour>],
+) -> io::Result<()> {
+    let mut file = AtomicFile::create(path)?;
+    for (query, found) in queries.ids().iter().zip(ranked) {
+        let found = found.iter().map(|hit| &candidates.ids()[hit.index]).collect();
+        python_json::write(&mut file, &IdLists { direction, query, found })?;
+        file.write_all(b"\n")?;
+    }
+    file.finish()
+}
+
+/// A line that names, for one id of the asking side, ids of the other.
+pub(crate) struct IdLists<'a> {
+    pub(crate) direction: Direction,
+    pub(crate) query: &'a Id,
+    pub(crate) found: Vec<&'a Id>,
+}
+
+impl Serialize for IdLists<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(2))?;
+        map.serialize_entry(self.direction.query().id_key(), self.query)?;
+        map.serialize_entry(self.direction.candidate().ids_key(), &self.found)?;
+        map.end()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::knn::top_k;
+
+    fn fixture(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/eval").join(name)
+    }
+
+    /// No two different scores of these fixtures are so near that rounding could swap them, so bytes
+    /// compare. (Not for `valid_predictions.k5_bs7`, where the reference swaps duplicates.)
+    #[test]
+    fn files_are_the_references_byte_for_byte() {
+        let images = Features::read(&fixture("valid_imgs.img_feat.jsonl"), Modality::Image);
+        let texts = Features::read(&fixture("valid_texts.txt_feat.jsonl"), Modality::Text);
+        let (images, texts) = (images.unwrap(), texts.unwrap());
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("predictions.jsonl");
+        let (to_image, to_text) = (Direction::TextToImage, Direction::ImageToText);
+        for (name, direction, queries, candidates, k, block) in [
+            ("valid_predictions", to_image, &texts, &images, 10, 32_768),
+            ("valid_tr_predictions", to_text, &images, &texts, 10, 32_768),
+            ("valid_tr_predictions.k5_bs7", to_text, &images, &texts, 5, 7),
+        ] {
+            let ranked = top_k(queries, candidates, k, block, &Device::default()).unwrap();
+            write(&path, direction, queries, candidates, &ranked).unwrap();
+            let expected = fs::read(fixture(&format!("{name}.jsonl"))).unwrap();
+            assert!(fs::read(&path).unwrap() == expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn missing_folder_is_an_error() {
+        let one = Features::new(vec![Id::Int(1)], 1, vec![1.0]).unwrap();
+        let path = Path::new("/nonexistent/predictions.jsonl");
+        assert!(write(path, Direction::TextToImage, &one, &one, &[vec![]]).is_err());
+    }
+}
