@@ -1,1 +1,4 @@
 //! cn-clip-data
+
+pub mod atomic;
+pub mod image;
