@@ -88,7 +88,7 @@ pub enum ImageError {
         reason: String,
     },
     /// The file could not be read.
-    #[error("cannot read the picture {}: {source}", path.display())]
+    #[error("cannot read the picture {}", path.display())]
     Read {
         /// Path of the file.
         path: PathBuf,
@@ -96,7 +96,7 @@ pub enum ImageError {
         source: io::Error,
     },
     /// The file could not be written.
-    #[error("cannot write {}: {source}", path.display())]
+    #[error("cannot write {}", path.display())]
     Write {
         /// Path of the file.
         path: PathBuf,

@@ -1,13 +1,16 @@
-//! The reference's pixels for a file of every Pillow mode (`tests/fixtures/preprocess`).
+//! The reference's pixels for a file of every Pillow mode (`tests/fixtures/preprocess`), Pillow's
+//! for further file forms (`preprocess_formats`), and damaged forms of all of them.
 
 use std::{collections::BTreeSet, fs, path::PathBuf};
 
 use safetensors::{Dtype, SafeTensors};
 
-use super::{ImageTransform, Mode, Picture, PixelTransform};
+use super::{ImageError, ImageTransform, Mode, Picture, PixelTransform};
+
+const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures");
 
 fn fixture(name: &str) -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/preprocess")).join(name)
+    PathBuf::from(FIXTURES).join("preprocess").join(name)
 }
 
 /// `file@resolution[.suffix]` split up.
@@ -59,6 +62,64 @@ fn resized_rgb_is_that_of_pillow() {
         compared.insert(file.to_string());
     }
     assert_eq!(compared.len(), 21);
+}
+
+#[test]
+fn further_forms_are_those_of_pillow() {
+    let directory = PathBuf::from(FIXTURES).join("preprocess_formats");
+    let data = fs::read(directory.join("expected_u8.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&data).unwrap();
+    assert_eq!(tensors.len(), 34);
+    for (file, expected) in tensors.iter() {
+        let picture = Picture::decode(&fs::read(directory.join(file)).unwrap()).unwrap();
+        let actual = ImageTransform::new(32).rgb_u8(&picture).unwrap();
+        let (max, mean) = difference(&actual, expected.data());
+        let limits = if is_jpeg(file) { (2, 0.3) } else { (0, 0.0) };
+        assert!(max <= limits.0 && mean <= limits.1, "{file}: max {max}, mean {mean}");
+    }
+}
+
+/// All pictures of both fixture directories.
+fn all_pictures() -> Vec<(String, Vec<u8>)> {
+    let directories = ["preprocess", "preprocess_formats"];
+    let files = directories.iter().flat_map(|d| fs::read_dir(format!("{FIXTURES}/{d}")).unwrap());
+    let mut pictures = Vec::new();
+    for path in files.map(|entry| entry.unwrap().path()) {
+        let extension = path.extension().unwrap().to_str().unwrap();
+        if ["png", "jpg", "gif", "bmp", "webp"].contains(&extension) {
+            pictures.push((path.display().to_string(), fs::read(path).unwrap()));
+        }
+    }
+    assert_eq!(pictures.len(), 22 + 34);
+    pictures
+}
+
+#[test]
+fn cut_off_pictures_are_errors() {
+    for (file, bytes) in all_pictures() {
+        // Of an animation the first frame may be whole in half a file.
+        let part = if file.contains("animated") { 4 } else { 2 };
+        let error = Picture::decode(&bytes[..bytes.len() / part]).unwrap_err();
+        let expected = matches!(error, ImageError::Damaged { .. });
+        assert!(expected, "{file}: {error}");
+        for length in (0..bytes.len()).step_by(1 + bytes.len() / 64) {
+            let _ = Picture::decode(&bytes[..length]);
+        }
+    }
+}
+
+#[test]
+fn overwritten_pictures_do_not_panic() {
+    for (_, bytes) in all_pictures() {
+        for position in (0..bytes.len()).step_by(1 + bytes.len() / 128) {
+            let mut bytes = bytes.clone();
+            bytes[position] = !bytes[position];
+            if let Ok(picture) = Picture::decode(&bytes) {
+                let (width, height) = (picture.width(), picture.height());
+                assert_eq!(picture.into_rgb().pixels.len(), 3 * width * height);
+            }
+        }
+    }
 }
 
 #[test]

@@ -132,3 +132,68 @@ pub fn normalise_rgb(rgb: &[u8], out: &mut [f32]) {
         *blue = table[2][usize::from(pixel[2])];
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use image::{Luma, Rgb, RgbImage};
+
+    use super::*;
+
+    #[test]
+    fn output_is_checked_before_the_picture() {
+        let transform = ImageTransform::new(4);
+        let error = transform.apply(b"", 0, &mut [0.0; 47]).unwrap_err();
+        assert!(matches!(error, ImageError::OutputLength { actual: 47, resolution: 4 }), "{error}");
+        let error = ImageTransform::new(0).apply(b"", 0, &mut []).unwrap_err();
+        assert!(matches!(error, ImageError::ZeroResolution), "{error}");
+        let error = ImageTransform::new(usize::MAX).apply(b"", 0, &mut []).unwrap_err();
+        assert!(matches!(error, ImageError::OutputLength { .. }), "{error}");
+    }
+
+    #[test]
+    fn planes_are_red_green_blue() {
+        let image = DynamicImage::ImageRgb8(RgbImage::from_pixel(5, 3, Rgb([255, 0, 51])));
+        let pixels = ImageTransform::new(2).dynamic_pixels(&image).unwrap();
+        for (channel, value) in [1.0, 0.0, 0.2].into_iter().enumerate() {
+            let expected = (value - IMAGE_MEAN[channel]) / IMAGE_STD[channel];
+            assert_eq!(pixels[4 * channel..][..4], [expected; 4]);
+        }
+    }
+
+    #[test]
+    fn dynamic_images_equal_their_files() {
+        let mut noise = 1u32;
+        let mut next = || {
+            noise = noise.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            noise
+        };
+        let rgba = image::RgbaImage::from_fn(19, 23, |_, _| image::Rgba(next().to_be_bytes()));
+        let rgba = DynamicImage::ImageRgba8(rgba);
+        let images = [
+            rgba.to_rgb8().into(),
+            rgba.to_luma8().into(),
+            rgba.to_luma_alpha8().into(),
+            DynamicImage::ImageLuma16(image::ImageBuffer::from_fn(9, 9, |x, y| {
+                Luma([(x * y * 9) as u16])
+            })),
+            rgba.to_rgb16().into(),
+            rgba.to_rgba16().into(),
+            rgba,
+        ];
+        let transform = ImageTransform::new(11);
+        for image in images {
+            let mut file = std::io::Cursor::new(Vec::new());
+            image.write_to(&mut file, image::ImageFormat::Png).unwrap();
+            let expected = transform.pixels(&file.into_inner()).unwrap();
+            assert_eq!(transform.dynamic_pixels(&image).unwrap(), expected, "{:?}", image.color());
+        }
+        let empty = DynamicImage::new_rgb8(0, 4);
+        assert!(matches!(transform.dynamic_pixels(&empty), Err(ImageError::NoPixels { .. })));
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let error = ImageTransform::new(4).path_pixels("no/such.png").unwrap_err();
+        assert!(error.to_string().contains("no/such.png"), "{error}");
+    }
+}
