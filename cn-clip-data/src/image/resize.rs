@@ -1,7 +1,7 @@
 //! Pillow's separable bicubic resize (a = -0.5, the support widened when shrinking): horizontal
 //! pass first, results rounded to the sample type between the passes (`Resample.c` of Pillow).
 
-use pulp::Arch;
+use pulp::{Arch, NullaryFnOnce};
 
 /// Fraction bits of the integer weights: 32 minus the 8 of a sample and 2 for overshoot.
 const PRECISION_BITS: u32 = 32 - 8 - 2;
@@ -95,87 +95,101 @@ fn resample_channels<const C: usize>(samples: &[u8], from: Size, to: Size) -> Ve
     let used = &samples[rows.start * from.0 * C..rows.end * from.0 * C];
     let narrowed = (from.0 != to.0).then(|| {
         let weights = Weights::bicubic(from.0, to.0).quantise();
-        arch.dispatch(
-            #[inline(always)]
-            || horizontal::<C>(used, from.0, &weights),
-        )
+        arch.dispatch(Horizontal::<C> { samples: used, width: from.0, weights: &weights })
     });
     let used = narrowed.as_deref().unwrap_or(used);
-    match vertical {
-        Some(weights) => arch.dispatch(
-            #[inline(always)]
-            || vertical_pass(used, to.0 * C, rows.start, &weights),
-        ),
+    match &vertical {
+        Some(weights) => arch.dispatch(Vertical {
+            samples: used,
+            stride: to.0 * C,
+            first_row: rows.start,
+            weights,
+        }),
         None => used.to_vec(),
     }
 }
 
 /// Resizes rows of `width` pixels. Bands of rows are transposed so that one weight meets a whole
 /// vector of samples.
-#[inline(always)]
-fn horizontal<const C: usize>(samples: &[u8], width: usize, weights: &Weights<i32>) -> Vec<u8> {
-    let stride = width * C;
-    let out_stride = weights.spans.len() * C;
-    let mut out = vec![0; samples.len() / stride * out_stride];
-    let mut columns = vec![[0u8; BAND]; stride];
-    for (band, out) in samples.chunks(BAND * stride).zip(out.chunks_mut(BAND * out_stride)) {
-        for (lane, row) in band.chunks_exact(stride).enumerate() {
-            for (column, &sample) in columns.iter_mut().zip(row) {
-                column[lane] = sample;
+struct Horizontal<'a, const C: usize> {
+    samples: &'a [u8],
+    width: usize,
+    weights: &'a Weights<i32>,
+}
+
+impl<const C: usize> NullaryFnOnce for Horizontal<'_, C> {
+    type Output = Vec<u8>;
+
+    #[inline(always)]
+    fn call(self) -> Vec<u8> {
+        let stride = self.width * C;
+        let out_stride = self.weights.spans.len() * C;
+        let mut out = vec![0; self.samples.len() / stride * out_stride];
+        let mut columns = vec![[0u8; BAND]; stride];
+        let bands = self.samples.chunks(BAND * stride);
+        for (band, out) in bands.zip(out.chunks_mut(BAND * out_stride)) {
+            for (lane, row) in band.chunks_exact(stride).enumerate() {
+                for (column, &sample) in columns.iter_mut().zip(row) {
+                    column[lane] = sample;
+                }
             }
-        }
-        for (position, (first, weights)) in weights.iter().enumerate() {
-            let mut sums = [[1 << (PRECISION_BITS - 1); BAND]; C];
-            let window = columns[first * C..].chunks_exact(C);
-            for (pixel, &weight) in window.zip(weights) {
-                for (sums, column) in sums.iter_mut().zip(pixel) {
-                    for (sum, &sample) in sums.iter_mut().zip(column) {
-                        *sum += weight * i32::from(sample);
+            for (position, (first, weights)) in self.weights.iter().enumerate() {
+                for channel in 0..C {
+                    let mut sums = [1 << (PRECISION_BITS - 1); BAND];
+                    let window = columns[first * C + channel..].iter().step_by(C);
+                    for (column, &weight) in window.zip(weights) {
+                        add_weighted(&mut sums, column, weight);
+                    }
+                    let bytes = sums.map(round);
+                    for (row, &byte) in out.chunks_exact_mut(out_stride).zip(&bytes) {
+                        row[position * C + channel] = byte;
                     }
                 }
             }
-            for (channel, sums) in sums.iter().enumerate() {
-                let bytes = sums.map(round);
-                for (row, &byte) in out.chunks_exact_mut(out_stride).zip(&bytes) {
-                    row[position * C + channel] = byte;
-                }
-            }
         }
+        out
     }
-    out
 }
 
 /// Resizes columns of rows of `stride` samples; row 0 of `samples` is input row `first_row`.
-#[inline(always)]
-fn vertical_pass(
-    samples: &[u8],
+struct Vertical<'a> {
+    samples: &'a [u8],
     stride: usize,
     first_row: usize,
-    weights: &Weights<i32>,
-) -> Vec<u8> {
-    let mut out = vec![0; weights.spans.len() * stride];
-    for (out, (first, weights)) in out.chunks_exact_mut(stride).zip(weights.iter()) {
-        let rows = &samples[(first - first_row) * stride..];
-        for (chunk, out) in out.chunks_mut(CHUNK).enumerate() {
-            let mut sums = [1 << (PRECISION_BITS - 1); CHUNK];
-            for (row, &weight) in rows.chunks_exact(stride).zip(weights) {
-                let row = &row[chunk * CHUNK..];
-                if let Some(row) = row.first_chunk::<CHUNK>() {
-                    for (sum, &sample) in sums.iter_mut().zip(row) {
-                        *sum += weight * i32::from(sample);
-                    }
-                } else {
-                    for (sum, &sample) in sums.iter_mut().zip(row) {
-                        *sum += weight * i32::from(sample);
+    weights: &'a Weights<i32>,
+}
+
+impl NullaryFnOnce for Vertical<'_> {
+    type Output = Vec<u8>;
+
+    #[inline(always)]
+    fn call(self) -> Vec<u8> {
+        let mut out = vec![0; self.weights.spans.len() * self.stride];
+        for (out, (first, weights)) in out.chunks_exact_mut(self.stride).zip(self.weights.iter()) {
+            let rows = &self.samples[(first - self.first_row) * self.stride..];
+            for (chunk, out) in out.chunks_mut(CHUNK).enumerate() {
+                let mut sums = [1 << (PRECISION_BITS - 1); CHUNK];
+                for (row, &weight) in rows.chunks_exact(self.stride).zip(weights) {
+                    let row = &row[chunk * CHUNK..];
+                    match row.first_chunk::<CHUNK>() {
+                        Some(row) => add_weighted(&mut sums, row, weight),
+                        None => add_weighted(&mut sums, row, weight),
                     }
                 }
-            }
-            for (out, sum) in out.iter_mut().zip(sums) {
-                *out = round(sum);
+                for (out, sum) in out.iter_mut().zip(sums) {
+                    *out = round(sum);
+                }
             }
         }
+        out
     }
-    out
+}
+
+#[inline(always)]
+fn add_weighted(sums: &mut [i32], samples: &[u8], weight: i32) {
+    for (sum, &sample) in sums.iter_mut().zip(samples) {
+        *sum += weight * i32::from(sample);
+    }
 }
 
 #[inline(always)]
