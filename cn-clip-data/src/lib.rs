@@ -1,4 +1,5 @@
 //! cn-clip-data
 
 pub mod atomic;
+pub mod augment;
 pub mod image;

@@ -19,4 +19,5 @@ pub use decode::MAX_PIXELS;
 pub use error::{Format, ImageError};
 pub use picture::{Mode, Picture, RgbPicture};
 pub use save::save_pixels;
+pub(crate) use transform::check_output;
 pub use transform::{IMAGE_MEAN, IMAGE_STD, ImageTransform, PixelTransform, normalise_rgb};
