@@ -175,6 +175,27 @@ impl Picture {
         Self { mode: self.mode, width, height, samples }
     }
 
+    /// The part of `width` x `height` pixels whose upper left corner is (`left`, `top`).
+    ///
+    /// # Panics
+    /// When the part is empty or leaves the picture.
+    pub(crate) fn crop(&self, left: usize, top: usize, width: usize, height: usize) -> Self {
+        assert!(width > 0 && height > 0, "crop of {width} x {height}");
+        assert!(left + width <= self.width && top + height <= self.height, "crop leaves picture");
+        let channels = self.mode.channels();
+        fn rows<T: Copy>(samples: &[T], stride: usize, first: usize, len: usize) -> Vec<T> {
+            samples.chunks_exact(stride).flat_map(|row| &row[first..first + len]).copied().collect()
+        }
+        let stride = self.width * channels;
+        let (first, len) = (left * channels, width * channels);
+        let band = top * stride..(top + height) * stride;
+        let samples = match &self.samples {
+            Samples::U8(samples) => Samples::U8(rows(&samples[band], stride, first, len)),
+            Samples::U16(samples) => Samples::U16(rows(&samples[band], stride, first, len)),
+        };
+        Self { mode: self.mode, width, height, samples }
+    }
+
     /// Pillow's `Image.convert("RGB")`: alpha is discarded, 16-bit values are clipped at 255.
     pub fn into_rgb(self) -> RgbPicture {
         let Self { mode, width, height, samples } = self;
