@@ -233,8 +233,9 @@ fn check_adamw(variant: &str, host: bool) {
         let prefix = &name[..name.find(key).unwrap()];
         let (got, expected) = golden.cut(&format!("{prefix}{key}"), &after[key]).unwrap();
         if has_zero_gradient(key) {
-            // Rounding noise that AdamW scales up to a part of its step.
-            assert!(got.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-4), "{key}");
+            // Rounding noise, which AdamW may scale up to whole steps in either direction.
+            let far = 2.0 * (0..5).map(|step| schedule.rate(step)).sum::<f64>() as f32;
+            assert!(got.iter().zip(&expected).all(|(a, b)| (a - b).abs() < far), "{key}");
             continue;
         }
         let error = norm_error(&got, &expected);

@@ -1,0 +1,322 @@
+//! All hyper-parameters of a run, with the reference's defaults.
+
+use std::path::PathBuf;
+
+use crate::{TrainError, optimizer::DecayGroups};
+
+/// Settings of a training run. Names follow the reference's flags.
+#[derive(Debug, Clone)]
+pub struct TrainConfig {
+    /// Directory of all runs; `None` writes nothing.
+    pub logs: Option<PathBuf>,
+    /// Name of the run: its files are in `<logs>/<name>/`.
+    pub name: String,
+    /// Image tower: name or JSON path, for the log.
+    pub vision_model: String,
+    /// Text tower: name or JSON path, for the log.
+    pub text_model: String,
+    /// Training data, for the log.
+    pub train_data: String,
+    /// Validation data, for the log.
+    pub val_data: Option<String>,
+    /// Device, for the log.
+    pub device: String,
+    /// Whether the device computes in ordinary memory.
+    pub host: bool,
+    /// Steps between training log lines.
+    pub log_interval: u64,
+    /// Whether log lines show in-batch accuracies.
+    pub report_training_batch_acc: bool,
+    /// Pairs of a micro-batch.
+    pub batch_size: usize,
+    /// Pairs of a validation batch.
+    pub valid_batch_size: usize,
+    /// Micro-batches of a step.
+    pub accum_freq: usize,
+    /// Length of the run.
+    pub length: RunLength,
+    /// Optimizer steps between validations.
+    pub valid_step_interval: Option<u64>,
+    /// Epochs between validations.
+    pub valid_epoch_interval: Option<u64>,
+    /// Tokens per text.
+    pub context_length: usize,
+    /// Optimizer settings.
+    pub optimizer: OptimizerConfig,
+    /// Steps of warm-up.
+    pub warmup: u64,
+    /// Epochs between `epochN.pt`; `None` keeps only the last.
+    pub save_epoch_frequency: Option<u64>,
+    /// Steps between `epoch_E_S.pt`.
+    pub save_step_frequency: Option<u64>,
+    /// Checkpoint to begin from.
+    pub resume: Option<PathBuf>,
+    /// Whether a run of the same name is continued when `resume` is not given.
+    pub auto_resume: bool,
+    /// Do not take over the optimizer state.
+    pub reset_optimizer: bool,
+    /// Begin at epoch 0, step 0.
+    pub reset_data_offset: bool,
+    /// Share of patches that FLIP masks.
+    pub mask_ratio: f64,
+    /// Use the image tower, do not train it.
+    pub freeze_vision: bool,
+    /// Seed of sample order, masks and augmentation.
+    pub seed: u64,
+    /// Decoding threads; 0 = one per core.
+    pub num_workers: usize,
+    /// Replace pictures that cannot be decoded.
+    pub skip_bad_images: bool,
+    /// Keep pairs that share a picture or a caption out of each other's batches.
+    pub exclusive_batches: bool,
+    /// Show a progress bar if standard error is a terminal.
+    pub progress: bool,
+}
+
+/// When a run ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunLength {
+    /// After this many epochs.
+    Epochs(u64),
+    /// After this many steps.
+    Steps(u64),
+}
+
+/// AdamW settings.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct OptimizerConfig {
+    /// Highest learning rate.
+    pub lr: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the denominator.
+    pub eps: f64,
+    /// Weight decay.
+    pub wd: f64,
+    /// What decays.
+    pub decay_groups: DecayGroups,
+}
+
+impl OptimizerConfig {
+    /// The reference's defaults for an image tower, by its name.
+    pub fn for_model(vision_model: &str) -> Self {
+        let (lr, beta2, eps) = match vision_model {
+            "RN50" => (5e-4, 0.999, 1e-8),
+            name if name.starts_with("ViT-L") => (4e-4, 0.98, 1e-6),
+            _ => (5e-4, 0.98, 1e-6),
+        };
+        Self { lr, beta1: 0.9, beta2, eps, wd: 0.2, decay_groups: DecayGroups::default() }
+    }
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            logs: Some(PathBuf::from("./logs")),
+            name: "train_clip".to_string(),
+            vision_model: "ViT-B-16".to_string(),
+            text_model: "RoBERTa-wwm-ext-base-chinese".to_string(),
+            train_data: String::new(),
+            val_data: None,
+            device: "cpu".to_string(),
+            host: true,
+            log_interval: 10,
+            report_training_batch_acc: false,
+            batch_size: 64,
+            valid_batch_size: 64,
+            accum_freq: 1,
+            length: RunLength::Epochs(32),
+            valid_step_interval: None,
+            valid_epoch_interval: Some(1),
+            context_length: 52,
+            optimizer: OptimizerConfig::for_model("ViT-B-16"),
+            warmup: 500,
+            save_epoch_frequency: Some(1),
+            save_step_frequency: None,
+            resume: None,
+            auto_resume: true,
+            reset_optimizer: false,
+            reset_data_offset: false,
+            mask_ratio: 0.0,
+            freeze_vision: false,
+            seed: 123,
+            num_workers: 0,
+            skip_bad_images: false,
+            exclusive_batches: false,
+            progress: false,
+        }
+    }
+}
+
+impl TrainConfig {
+    /// Refuses settings that make no sense, by the flag that sets them.
+    pub fn validate(&self, pairs: usize, max_positions: usize) -> Result<(), TrainError> {
+        let fail = |reason: String| Err(TrainError::Config(reason));
+        let positive = [
+            (self.batch_size as u64, "--batch-size"),
+            (self.valid_batch_size as u64, "--valid-batch-size"),
+            (self.accum_freq as u64, "--accum-freq"),
+            (self.log_interval, "--log-interval"),
+        ];
+        if let Some((_, flag)) = positive.iter().find(|(value, _)| *value == 0) {
+            return fail(format!("{flag} must be at least 1"));
+        }
+        if pairs == 0 {
+            return fail(format!("{} holds no pairs to train on", self.train_data));
+        }
+        let global = self.batch_size * self.accum_freq;
+        if global > pairs {
+            return fail(format!(
+                "a step takes {global} pairs (--batch-size times --accum-freq) but {} holds only \
+                 {pairs}: the same pairs would be each other's negatives; lower --batch-size",
+                self.train_data
+            ));
+        }
+        if self.context_length < 2 || self.context_length > max_positions {
+            return fail(format!(
+                "--context-length must be between 2 and {max_positions}, the positions of the \
+                 text tower"
+            ));
+        }
+        if !(0.0..1.0).contains(&self.mask_ratio) {
+            return fail("--mask-ratio must be at least 0 and below 1".to_string());
+        }
+        let rates = [
+            (self.optimizer.lr, "--lr"),
+            (self.optimizer.eps, "--eps"),
+            (self.optimizer.wd, "--wd"),
+        ];
+        if let Some((_, flag)) = rates.iter().find(|(value, _)| !value.is_finite() || *value < 0.0)
+        {
+            return fail(format!("{flag} must be a number that is not negative"));
+        }
+        if [self.optimizer.beta1, self.optimizer.beta2].iter().any(|b| !(0.0..1.0).contains(b)) {
+            return fail("--beta1 and --beta2 must be at least 0 and below 1".to_string());
+        }
+        Ok(())
+    }
+
+    /// Directory of the run.
+    pub fn directory(&self) -> Option<PathBuf> {
+        self.logs.as_ref().map(|logs| logs.join(&self.name))
+    }
+
+    /// Directory of its checkpoints.
+    pub fn checkpoints(&self) -> Option<PathBuf> {
+        self.directory().map(|directory| directory.join("checkpoints"))
+    }
+
+    /// `name: value` of every parameter under the reference's names, sorted, in Python's notation.
+    pub fn describe(&self, epochs: u64, steps: u64) -> Vec<(&'static str, String)> {
+        let flag = |value: bool| if value { "True" } else { "False" }.to_string();
+        let every = |value: Option<u64>| value.map_or("None".to_string(), |n| n.to_string());
+        let path = |path: &Option<PathBuf>| {
+            path.as_ref().map_or("None".to_string(), |path| path.display().to_string())
+        };
+        let mut lines = vec![
+            ("accum_freq", self.accum_freq.to_string()),
+            ("batch_size", self.batch_size.to_string()),
+            ("beta1", python_float(self.optimizer.beta1)),
+            ("beta2", python_float(self.optimizer.beta2)),
+            ("checkpoint_path", path(&self.checkpoints())),
+            ("context_length", self.context_length.to_string()),
+            (
+                "decay_groups",
+                match self.optimizer.decay_groups {
+                    DecayGroups::Reference => "reference".to_string(),
+                    DecayGroups::Correct => "correct".to_string(),
+                },
+            ),
+            ("device", self.device.clone()),
+            ("eps", python_float(self.optimizer.eps)),
+            ("exclusive_batches", flag(self.exclusive_batches)),
+            ("freeze_vision", flag(self.freeze_vision)),
+            ("log_interval", self.log_interval.to_string()),
+            ("logs", path(&self.logs)),
+            ("lr", python_float(self.optimizer.lr)),
+            ("mask_ratio", python_float(self.mask_ratio)),
+            ("max_epochs", epochs.to_string()),
+            ("max_steps", steps.to_string()),
+            ("name", self.name.clone()),
+            ("num_workers", self.num_workers.to_string()),
+            ("precision", "fp32".to_string()),
+            ("rank", "0".to_string()),
+            ("report_training_batch_acc", flag(self.report_training_batch_acc)),
+            ("reset_data_offset", flag(self.reset_data_offset)),
+            ("reset_optimizer", flag(self.reset_optimizer)),
+            ("resume", path(&self.resume)),
+            ("save_epoch_frequency", every(self.save_epoch_frequency)),
+            ("save_step_frequency", every(self.save_step_frequency)),
+            ("seed", self.seed.to_string()),
+            ("skip_bad_images", flag(self.skip_bad_images)),
+            ("text_model", self.text_model.clone()),
+            ("train_data", self.train_data.clone()),
+            ("val_data", self.val_data.clone().unwrap_or("None".to_string())),
+            ("valid_batch_size", self.valid_batch_size.to_string()),
+            ("valid_epoch_interval", every(self.valid_epoch_interval)),
+            ("valid_step_interval", every(self.valid_step_interval)),
+            ("vision_model", self.vision_model.clone()),
+            ("warmup", self.warmup.to_string()),
+            ("wd", python_float(self.optimizer.wd)),
+            ("world_size", "1".to_string()),
+        ];
+        lines.sort_unstable_by_key(|(name, _)| *name);
+        lines
+    }
+}
+
+/// A float as Python prints it.
+fn python_float(value: f64) -> String {
+    if value == 0.0 || (1e-4..1e16).contains(&value.abs()) {
+        return format!("{value:?}");
+    }
+    let text = format!("{value:e}");
+    match text.split_once('e') {
+        Some((mantissa, exponent)) => {
+            let (sign, digits) = match exponent.strip_prefix('-') {
+                Some(digits) => ('-', digits),
+                None => ('+', exponent),
+            };
+            format!("{mantissa}e{sign}{digits:0>2}")
+        }
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn floats_print_as_in_python() {
+        for (value, expected) in
+            [(1e-6, "1e-06"), (0.001, "0.001"), (0.2, "0.2"), (0.0, "0.0"), (5e-5, "5e-05"), (1.0, "1.0")]
+        {
+            assert_eq!(python_float(value), expected);
+        }
+    }
+
+    #[test]
+    fn defaults_go_by_model() {
+        assert_eq!(OptimizerConfig::for_model("RN50").eps, 1e-8);
+        assert_eq!(OptimizerConfig::for_model("ViT-L-14-336").lr, 4e-4);
+        assert_eq!(OptimizerConfig::for_model("ViT-H-14").beta2, 0.98);
+    }
+
+    #[test]
+    fn senseless_settings_name_their_flag() {
+        let check = |change: fn(&mut TrainConfig)| {
+            let mut config = TrainConfig { batch_size: 8, ..Default::default() };
+            change(&mut config);
+            config.validate(100, 512).unwrap_err().to_string()
+        };
+        assert!(check(|c| c.batch_size = 0).contains("--batch-size"));
+        assert!(check(|c| c.batch_size = 101).contains("only 100"));
+        assert!(check(|c| c.context_length = 513).contains("--context-length"));
+        assert!(check(|c| c.mask_ratio = 1.0).contains("--mask-ratio"));
+        assert!(check(|c| c.optimizer.lr = f64::NAN).contains("--lr"));
+        assert!(check(|c| c.log_interval = 0).contains("--log-interval"));
+    }
+}
