@@ -119,9 +119,9 @@ impl Loader {
         Ok(Self { batches, skipped, remaining })
     }
 
-    /// Pictures replaced so far because they could not be decoded.
-    pub fn skipped(&self) -> usize {
-        self.skipped.load(Ordering::Relaxed)
+    /// Pictures replaced since the last call because they could not be decoded.
+    pub fn take_skipped(&self) -> usize {
+        self.skipped.swap(0, Ordering::Relaxed)
     }
 }
 

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use thiserror::Error;
 
-use crate::id::Id;
-use crate::output::AtomicFile;
 use crate::predictions::{Direction, IdLists};
 use crate::python_json;
+use cn_clip_data::Id;
+use cn_clip_data::atomic::AtomicFile;
 
 /// Why annotations cannot be used.
 #[derive(Debug, Error)]

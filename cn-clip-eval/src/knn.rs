@@ -132,7 +132,7 @@ mod tests {
 
     use super::*;
     use crate::features::Modality;
-    use crate::id::Id;
+    use cn_clip_data::Id;
 
     fn fixture(name: &str) -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/eval").join(name)

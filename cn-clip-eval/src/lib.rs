@@ -8,10 +8,9 @@
 
 pub mod annotation;
 pub mod evaluation;
+pub mod extract;
 pub mod features;
-pub mod id;
 pub mod knn;
-pub mod output;
 pub mod predictions;
 pub mod python_json;
 pub mod recall;

@@ -6,10 +6,10 @@ use std::path::Path;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use crate::features::{Features, Modality};
-use crate::id::Id;
 use crate::knn::Neighbour;
-use crate::output::AtomicFile;
 use crate::python_json;
+use cn_clip_data::Id;
+use cn_clip_data::atomic::AtomicFile;
 
 /// Which side asks and which is searched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

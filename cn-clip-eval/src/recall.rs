@@ -7,9 +7,9 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::features::{Features, Modality};
-use crate::id::Id;
 use crate::knn::Neighbour;
 use crate::scores::{DEFAULT_BLOCK, ScoreError, error_bounds, exact, for_each_tile};
+use cn_clip_data::Id;
 
 /// How well the candidates of one direction are found.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]

@@ -145,7 +145,7 @@ pub(crate) fn error_bounds(queries: &Features, candidates: &Features) -> Vec<f64
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::Id;
+    use cn_clip_data::Id;
 
     fn features(rows: usize, dim: usize, value: impl Fn(usize) -> f32) -> Features {
         let ids = (0..rows as i64).map(Id::Int).collect();

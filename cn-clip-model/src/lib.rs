@@ -9,6 +9,7 @@ pub mod clip;
 pub mod config;
 pub mod device;
 mod error;
+pub mod hub;
 mod init;
 mod random;
 pub mod text;

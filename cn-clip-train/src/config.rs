@@ -291,9 +291,14 @@ mod tests {
 
     #[test]
     fn floats_print_as_in_python() {
-        for (value, expected) in
-            [(1e-6, "1e-06"), (0.001, "0.001"), (0.2, "0.2"), (0.0, "0.0"), (5e-5, "5e-05"), (1.0, "1.0")]
-        {
+        for (value, expected) in [
+            (1e-6, "1e-06"),
+            (0.001, "0.001"),
+            (0.2, "0.2"),
+            (0.0, "0.0"),
+            (5e-5, "5e-05"),
+            (1.0, "1.0"),
+        ] {
             assert_eq!(python_float(value), expected);
         }
     }

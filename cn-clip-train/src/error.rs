@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use cn_clip_data::DataError;
 use cn_clip_model::ModelError;
 
 /// What can go wrong in training.
@@ -10,6 +11,9 @@ pub enum TrainError {
     /// Models and checkpoints.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// Data sets and pictures.
+    #[error(transparent)]
+    Data(#[from] DataError),
     /// A setting that makes no sense.
     #[error("{0}")]
     Config(String),

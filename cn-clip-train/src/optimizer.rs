@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use burn::{
     module::{Module, ModuleMapper, Param, ParamId},
     optim::GradientsParams,
-    tensor::{Device, Tensor, TensorData},
+    tensor::{Tensor, TensorData},
 };
 use cn_clip_model::{
     Clip,
@@ -278,9 +278,4 @@ impl SaveOptimizer for AdamW {
     fn settings(&self) -> AdamWSettings {
         self.settings
     }
-}
-
-/// Device on which gradients of a model live.
-pub(crate) fn plain_device(model: &Clip) -> Device {
-    model.device().inner()
 }

@@ -9,7 +9,8 @@ use burn::{
     optim::{GradientsAccumulator, GradientsParams},
     tensor::{Device, Int, Tensor, TensorData},
 };
-use cn_clip_model::{Clip, ImageTower, Pass, SampleRng, normalize, token_tensor};
+use cn_clip_data::loader::Batch;
+use cn_clip_model::{Clip, Pass, SampleRng, normalize, token_tensor};
 
 use crate::loss::{Gathered, LocalGradient, TILE};
 
@@ -175,7 +176,9 @@ impl MicroBatch {
     }
 }
 
-/// Whether a model's image tower masks patches.
-pub fn masks_patches(model: &Clip) -> bool {
-    matches!(model.visual, ImageTower::Vit(_))
+impl From<Batch> for MicroBatch {
+    fn from(batch: Batch) -> Self {
+        let Batch { pixels, tokens, size, resolution, context_length, .. } = batch;
+        Self { pixels, tokens, size, resolution, context_length }
+    }
 }

@@ -99,8 +99,7 @@ pub fn train(
         epsilon: config.optimizer.eps,
         weight_decay: config.optimizer.wd,
     };
-    let mut optimizer =
-        AdamW::new(&model, settings, config.optimizer.decay_groups, config.host);
+    let mut optimizer = AdamW::new(&model, settings, config.optimizer.decay_groups, config.host);
     let (model, start) = match state::find(config, &log) {
         Some(path) => state::resume(&path, config, model, &mut optimizer, &log)?,
         None => (model, Start::default()),
@@ -168,7 +167,7 @@ impl Run<'_> {
         for epoch in start.epoch..epochs {
             let done = if epoch == start.epoch { start.batches } else { 0 };
             let flow = self.epoch(epoch, done)?;
-            let validated = self.validated_at_end(epoch);
+            let validated = self.validated_at_end();
             let due = |every: Option<u64>| every.is_some_and(|n| n > 0 && (epoch + 1) % n == 0);
             if due(self.config.valid_epoch_interval) && !validated {
                 self.validate(epoch + 1)?;
@@ -188,7 +187,7 @@ impl Run<'_> {
     }
 
     /// Whether the validation by steps has just seen the state at the end of this epoch.
-    fn validated_at_end(&self, _epoch: u64) -> bool {
+    fn validated_at_end(&self) -> bool {
         self.config.valid_step_interval.is_some_and(|every| every > 0 && self.step % every == 0)
     }
 
@@ -233,7 +232,7 @@ impl Run<'_> {
             seen += batches.iter().map(|batch| batch.size as u64).sum::<u64>();
             let times = (data_time, began.elapsed());
             let flow = self.after_step(epoch, seen, padded, in_epoch, &output, times)?;
-            self.skipped += std::mem::take(&mut loader.take_skipped());
+            self.skipped += loader.take_skipped();
             if flow == Flow::Stop {
                 return Ok(Flow::Stop);
             }
@@ -329,7 +328,8 @@ impl Run<'_> {
     fn validate(&mut self, epoch: u64) -> Result<(), TrainError> {
         let (Some(data), Some(model)) = (self.validation, &self.model) else { return Ok(()) };
         let step = self.step;
-        self.log.info(&format!("Begin to eval on validation set (epoch {epoch} @ {step} steps)..."));
+        self.log
+            .info(&format!("Begin to eval on validation set (epoch {epoch} @ {step} steps)..."));
         let result = validate(model, data, self.config, &self.log)?;
         self.log.info(&format!(
             "Validation Result (epoch {epoch} @ {step} steps) | Valid Loss: {:.6} | Image2Text \
@@ -377,12 +377,9 @@ impl StepSummary {
 }
 
 fn clamp(scale: Param<Tensor<1>>) -> Param<Tensor<1>> {
-    scale.map(|scale| {
-        Tensor::from_inner(scale.inner().clamp(0.0, MAX_LOGIT_SCALE)).require_grad()
-    })
+    scale.map(|scale| Tensor::from_inner(scale.inner().clamp(0.0, MAX_LOGIT_SCALE)).require_grad())
 }
 
-/// The trained model without autodiff.
 impl Outcome {
     /// The model for inference.
     pub fn inference_model(&self) -> Clip {

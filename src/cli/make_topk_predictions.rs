@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
+use cn_clip_data::atomic::check_not_input;
 use cn_clip_eval::features::{Features, Modality};
-use cn_clip_eval::output::check_not_input;
 use cn_clip_eval::predictions::{self, Direction};
 use cn_clip_eval::{DEFAULT_BLOCK, knn};
 

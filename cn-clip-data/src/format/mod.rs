@@ -89,14 +89,27 @@ pub fn image_line(line: &str) -> Result<(&str, &str), String> {
 
 /// Parses a line of `<split>_texts.jsonl`.
 pub fn text_line(line: &str) -> Result<TextRecord, String> {
+    parse(line, r#"{"text_id": number, "text": string, "image_ids": [ids]}"#)
+}
+
+/// Parses identity and text of a line of `<split>_texts.jsonl`, which need not name pictures.
+pub fn query_line(line: &str) -> Result<(Id, String), String> {
+    #[derive(Deserialize)]
+    struct Query {
+        text_id: Id,
+        text: String,
+    }
+    let Query { text_id, text } = parse(line, r#"{"text_id": number, "text": string}"#)?;
+    Ok((text_id, text))
+}
+
+fn parse<T: serde::de::DeserializeOwned>(line: &str, form: &str) -> Result<T, String> {
     if line.trim().is_empty() {
         return Err("is empty: remove the line".to_string());
     }
     serde_json::from_str(line).map_err(|error| {
         let error = error.to_string();
         let reason = error.split(" at line ").next().unwrap_or_default();
-        format!(
-            "{reason}: expected {{\"text_id\": number, \"text\": string, \"image_ids\": [ids]}}"
-        )
+        format!("{reason}: expected {form}")
     })
 }

@@ -121,10 +121,10 @@ impl Tokenizer {
 /// The form in which data sets and zero-shot prompts are tokenised: lower-cased, with straight
 /// double quotes (`cn_clip/training/data.py`).
 pub fn dataset_text(text: &str) -> Cow<'_, str> {
-    let plain = |c: char| {
-        !matches!(c, '“' | '”') && (c.is_ascii() || !c.is_uppercase() && !c.is_lowercase())
-    };
-    if text.chars().all(|c| plain(c) && !c.is_ascii_uppercase()) {
+    // From the CJK punctuation marks to the last ideographs nothing has a case.
+    let plain =
+        |c: char| c.is_ascii() && !c.is_ascii_uppercase() || ('\u{3000}'..='\u{9fff}').contains(&c);
+    if text.chars().all(plain) {
         return Cow::Borrowed(text);
     }
     Cow::Owned(text.to_lowercase().replace(['“', '”'], "\""))

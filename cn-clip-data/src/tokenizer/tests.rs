@@ -92,7 +92,7 @@ fn words_are_cut_as_by_the_tokenizers_crate() {
         .vocab(
             (0..21128)
                 .map(|id| (tokenizer.id_to_token(id).unwrap().to_string(), id as u32))
-                .collect(),
+                .collect::<ahash::AHashMap<String, u32>>(),
         )
         .unk_token("[UNK]".to_string())
         .max_input_chars_per_word(200)

@@ -12,10 +12,10 @@ use serde_json::{Map, Value};
 use thiserror::Error;
 
 use crate::features::Modality;
-use crate::id::Id;
-use crate::output::{AtomicFile, check_not_input};
 use crate::predictions::Direction;
 use crate::python_json;
+use cn_clip_data::Id;
+use cn_clip_data::atomic::{AtomicFile, check_not_input};
 
 /// Number of predictions that each query must have.
 pub const PREDICTIONS_PER_QUERY: usize = 10;

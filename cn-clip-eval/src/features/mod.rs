@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use crate::id::Id;
+use cn_clip_data::Id;
 pub use write::FeatureWriter;
 
 /// What a feature or an id stands for; decides the names of keys.

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::{FeatureError, Features, Modality, RowChecks, RowProblem};
-use crate::id::Id;
+use cn_clip_data::Id;
 
 /// Bytes read at a time; a block ends with the last whole line in it.
 const BLOCK_BYTES: usize = 16 << 20;

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use super::{FeatureError, Features, Modality, RowChecks};
-use crate::id::Id;
-use crate::output::AtomicFile;
 use crate::python_json;
+use cn_clip_data::Id;
+use cn_clip_data::atomic::AtomicFile;
 
 /// Writes features as they come; the file appears under its name only after
 /// [`FeatureWriter::finish`].

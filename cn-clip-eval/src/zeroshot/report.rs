@@ -7,8 +7,8 @@ use serde::Serialize;
 use serde::ser::{SerializeSeq, Serializer};
 
 use super::ZeroShotError;
-use crate::output::AtomicFile;
 use crate::python_json;
+use cn_clip_data::atomic::AtomicFile;
 
 /// What the benchmark wants to know; numbers of parameters are those of the whole model and of its
 /// image tower.

@@ -1,0 +1,90 @@
+//! Commands of the binary: each parses its flags and calls a library.
+
+mod build_lmdb_dataset;
+mod device;
+mod evaluation;
+mod extract_features;
+mod make_topk_predictions;
+mod model;
+mod preprocess;
+mod similarity;
+mod tokenize;
+mod train;
+mod transform_ir_annotation;
+
+use std::io;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::filter::LevelFilter;
+
+/// Chinese-CLIP: train, extract, retrieve and classify on any device.
+#[derive(Debug, Parser)]
+#[command(version, about, max_term_width = 100)]
+pub struct Cli {
+    /// Show debug messages
+    #[arg(long, global = true)]
+    pub debug: bool,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Every command.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Build LMDB data sets from `<split>_imgs.tsv` and `<split>_texts.jsonl`
+    BuildLmdbDataset(build_lmdb_dataset::BuildLmdbDatasetArgs),
+    /// Train or fine-tune a model
+    Train(Box<train::TrainArgs>),
+    /// Write features of pictures and texts
+    ExtractFeatures(extract_features::ExtractFeaturesArgs),
+    /// For each text, find the best pictures
+    MakeTopkPredictions(make_topk_predictions::MakeTopkPredictionsArgs),
+    /// For each picture, find the best texts
+    MakeTopkPredictionsTr(make_topk_predictions::MakeTopkPredictionsArgs),
+    /// Turn text-to-picture annotations into picture-to-text ones
+    TransformIrAnnotationToTr(transform_ir_annotation::TransformIrAnnotationArgs),
+    /// Score text-to-picture predictions
+    Evaluation(evaluation::EvaluationArgs),
+    /// Score picture-to-text predictions
+    EvaluationTr(evaluation::EvaluationArgs),
+    /// Print how well texts fit pictures
+    Similarity(similarity::SimilarityArgs),
+    /// Turn texts into token ids
+    Tokenize(tokenize::TokenizeArgs),
+    /// Turn a picture into the pixels the image tower sees
+    Preprocess(preprocess::PreprocessArgs),
+}
+
+/// Runs a command.
+pub fn run(command: &Command) -> anyhow::Result<()> {
+    match command {
+        Command::BuildLmdbDataset(args) => build_lmdb_dataset::run(args),
+        Command::Train(args) => train::run(args),
+        Command::ExtractFeatures(args) => extract_features::run(args),
+        Command::MakeTopkPredictions(args) => make_topk_predictions::run(args),
+        Command::MakeTopkPredictionsTr(args) => make_topk_predictions::run_tr(args),
+        Command::TransformIrAnnotationToTr(args) => transform_ir_annotation::run(args),
+        Command::Evaluation(args) => evaluation::run(args),
+        Command::EvaluationTr(args) => evaluation::run_tr(args),
+        Command::Similarity(args) => similarity::run(args),
+        Command::Tokenize(args) => tokenize::run(args),
+        Command::Preprocess(args) => preprocess::run(args),
+    }
+}
+
+/// Sends messages of the libraries to standard error.
+pub fn start_logging(debug: bool) {
+    let level = if debug { LevelFilter::DEBUG } else { LevelFilter::WARN };
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(io::stderr)
+        .with_target(false)
+        .without_time()
+        .init();
+}
+
+/// Whether a command ended because nobody reads its output any more.
+pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let broken = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
+    error.chain().any(|cause| cause.downcast_ref().is_some_and(broken))
+}
