@@ -5,10 +5,13 @@ use std::{
     hash::{DefaultHasher, Hash, Hasher},
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{self, Visitor},
+};
 
 /// Identity of a picture or a text: a number or a string.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(untagged)]
 pub enum Id {
     /// A number.
@@ -23,6 +26,33 @@ impl fmt::Display for Id {
             Self::Int(value) => value.fmt(f),
             Self::Text(text) => text.fmt(f),
         }
+    }
+}
+
+impl<'de> Deserialize<'de> for Id {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct IdVisitor;
+        impl Visitor<'_> for IdVisitor {
+            type Value = Id;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an id: a string or a whole number from -2^63 to 2^63 - 1")
+            }
+
+            fn visit_i64<E: de::Error>(self, value: i64) -> Result<Id, E> {
+                Ok(Id::Int(value))
+            }
+
+            fn visit_u64<E: de::Error>(self, value: u64) -> Result<Id, E> {
+                let outside = |_| E::invalid_value(de::Unexpected::Unsigned(value), &self);
+                i64::try_from(value).map(Id::Int).map_err(outside)
+            }
+
+            fn visit_str<E: de::Error>(self, value: &str) -> Result<Id, E> {
+                Ok(Id::Text(value.to_owned()))
+            }
+        }
+        deserializer.deserialize_any(IdVisitor)
     }
 }
 

@@ -130,3 +130,14 @@ pub fn norm_error(got: &[f32], expected: &[f32]) -> f32 {
 pub fn has_zero_gradient(key: &str) -> bool {
     key.ends_with("attention.self.key.bias") || key.ends_with("attnpool.k_proj.bias")
 }
+
+/// The elements of a parameter whose gradient is zero but for rounding, of which AdamW makes steps
+/// in arbitrary directions.
+pub fn without_gradient(key: &str, count: usize) -> std::ops::Range<usize> {
+    match key {
+        key if has_zero_gradient(key) => 0..count,
+        // Queries, keys, values.
+        key if key.ends_with("in_proj_bias") => count / 3..2 * count / 3,
+        _ => 0..0,
+    }
+}

@@ -1,5 +1,6 @@
 //! Pillow's separable bicubic resize (a = -0.5, the support widened when shrinking): horizontal
-//! pass first, results rounded to the sample type between the passes (`Resample.c` of Pillow).
+//! pass first unless the picture loses far more height than width, results rounded to the sample
+//! type between the passes. The order was found by trial of Pillow 13.
 
 use pulp::{Arch, NullaryFnOnce};
 
@@ -85,7 +86,21 @@ pub(super) fn resample_u8(samples: &[u8], channels: usize, from: Size, to: Size)
     }
 }
 
+/// Whether Pillow does the vertical pass first.
+fn vertical_first(from: Size, to: Size) -> bool {
+    let lost = |from: usize, to: usize| from as i64 - to as i64;
+    from.0 != to.0 && from.1 > to.1 && lost(from.1, to.1) > 2 * lost(from.0, to.0)
+}
+
 fn resample_channels<const C: usize>(samples: &[u8], from: Size, to: Size) -> Vec<u8> {
+    if vertical_first(from, to) {
+        let between = (from.0, to.1);
+        return resample_channels::<C>(
+            &resample_channels::<C>(samples, from, between),
+            between,
+            to,
+        );
+    }
     let arch = Arch::new();
     let vertical = (from.1 != to.1).then(|| Weights::bicubic(from.1, to.1).quantise());
     let rows = match &vertical {
@@ -199,6 +214,10 @@ fn round(sum: i32) -> u8 {
 
 /// Bicubic resize of 16-bit gray samples, in double precision as Pillow does it.
 pub(super) fn resample_u16(samples: &[u16], from: Size, to: Size) -> Vec<u16> {
+    if vertical_first(from, to) {
+        let between = (from.0, to.1);
+        return resample_u16(&resample_u16(samples, from, between), between, to);
+    }
     let round = |sum: f64| (sum + 0.5f64.copysign(sum)) as i64;
     let clip = |sum: f64| round(sum).clamp(0, 65_535) as u16;
     let mut narrowed = samples.to_vec();

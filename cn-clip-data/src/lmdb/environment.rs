@@ -1,9 +1,11 @@
 //! Opening of LMDB environments.
 
 use std::{
+    collections::HashMap,
     fs::File,
     io::Read,
     path::{Path, PathBuf},
+    sync::{Arc, LazyLock, Mutex, PoisonError, Weak},
 };
 
 use heed::{Database, Env, EnvFlags, EnvOpenOptions, WithoutTls, types::Bytes};
@@ -14,9 +16,16 @@ use crate::error::DataError;
 #[derive(Clone)]
 pub(super) struct Environment {
     pub path: PathBuf,
+    opened: Arc<Opened>,
+}
+
+struct Opened {
     env: Env<WithoutTls>,
     database: Database<Bytes, Bytes>,
 }
+
+/// What is open, by canonical path: LMDB wants a file opened only once in a process.
+static OPENED: LazyLock<Mutex<HashMap<PathBuf, Weak<Opened>>>> = LazyLock::new(Mutex::default);
 
 impl Environment {
     /// Opens a directory that is not being written to. No lock file is needed or made, so
@@ -24,22 +33,38 @@ impl Environment {
     pub fn open(path: &Path) -> Result<Self, DataError> {
         let failed = |error: heed::Error| DataError::lmdb(path, error);
         let length = check(path)?;
-        // heed knows an environment by its canonical path.
         let canonical = path.canonicalize().map_err(DataError::io(path))?;
+        let mut open = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(opened) = open.get(&canonical).and_then(Weak::upgrade) {
+            return Ok(Self { path: path.to_path_buf(), opened });
+        }
         let mut options = EnvOpenOptions::new().read_txn_without_tls();
         options.map_size(length);
         // SAFETY: the file is whole (checked above), is mapped read-only, and nobody writes to a
         // finished data set: a rebuild replaces the directory and leaves this file as it is.
         let env = unsafe {
             options.flags(EnvFlags::READ_ONLY | EnvFlags::NO_LOCK | EnvFlags::NO_READ_AHEAD);
-            options.open(&canonical).map_err(failed)?
+            match options.open(&canonical) {
+                // Another thread is just closing it.
+                Err(heed::Error::EnvAlreadyOpened) => {
+                    if let Some(closing) = heed::env_closing_event(&canonical) {
+                        closing.wait();
+                    }
+                    options.open(&canonical)
+                }
+                opened => opened,
+            }
+            .map_err(failed)?
         };
         let txn = env.read_txn().map_err(failed)?;
         let database = env.open_database(&txn, None).map_err(failed)?;
         let database =
             database.ok_or_else(|| DataError::lmdb(path, "holds no database: build it again"))?;
         drop(txn);
-        Ok(Self { path: path.to_path_buf(), env, database })
+        let opened = Arc::new(Opened { env, database });
+        open.retain(|_, opened| opened.strong_count() > 0);
+        open.insert(canonical, Arc::downgrade(&opened));
+        Ok(Self { path: path.to_path_buf(), opened })
     }
 
     /// Reads a value, if the key is there.
@@ -49,8 +74,8 @@ impl Environment {
         if key.is_empty() || key.len() > 511 {
             return Ok(None);
         }
-        let txn = self.env.read_txn().map_err(failed)?;
-        Ok(self.database.get(&txn, key.as_bytes()).map_err(failed)?.map(read))
+        let txn = self.opened.env.read_txn().map_err(failed)?;
+        Ok(self.opened.database.get(&txn, key.as_bytes()).map_err(failed)?.map(read))
     }
 
     /// A number stored as decimal text.
@@ -64,9 +89,9 @@ impl Environment {
     /// Every key, in byte order.
     pub fn keys(&self) -> Result<Vec<String>, DataError> {
         let failed = |error: heed::Error| DataError::lmdb(&self.path, error);
-        let txn = self.env.read_txn().map_err(failed)?;
+        let txn = self.opened.env.read_txn().map_err(failed)?;
         let mut keys = Vec::new();
-        for entry in self.database.iter(&txn).map_err(failed)? {
+        for entry in self.opened.database.iter(&txn).map_err(failed)? {
             let (key, _) = entry.map_err(failed)?;
             keys.push(String::from_utf8_lossy(key).into_owned());
         }

@@ -1,4 +1,6 @@
-use jpeg_decoder::{ColorTransform, Decoder, Error};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use mozjpeg::{ColorSpace, Decompress};
 
 use super::Format;
 use crate::image::{ImageError, Mode, Picture};
@@ -6,21 +8,19 @@ use crate::image::{ImageError, Mode, Picture};
 const START_OF_SCAN: u8 = 0xda;
 const END_OF_IMAGE: [u8; 2] = [0xff, 0xd9];
 
-/// What decides how the samples of a JPEG are to be read, and where they start.
+/// Size of a JPEG, and where its samples start.
 #[derive(Debug, Default)]
 struct Header {
     width: u16,
     height: u16,
-    /// Component identifiers; empty without a frame header.
-    components: Vec<u8>,
-    jfif: bool,
-    /// The colour transform named by an `Adobe` segment.
-    adobe: Option<u8>,
+    /// Number of colour components; 0 without a frame header.
+    components: usize,
     /// Offset of the first entropy-coded byte.
     scan: usize,
 }
 
-/// Decodes an 8-bit JPEG with the colour rules of libjpeg and Pillow.
+/// Decodes an 8-bit JPEG by libjpeg-turbo's code, as Pillow does: the pixels are the same bits. Four
+/// components are taken for inverted inks, as Adobe programs write them and Pillow assumes.
 pub(super) fn decode(bytes: &[u8]) -> Result<Picture, ImageError> {
     let format = Format::Jpeg;
     let header = Header::parse(bytes).ok_or_else(|| format.damaged("its header is cut off"))?;
@@ -28,17 +28,31 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Picture, ImageError> {
     if !bytes[header.scan..].windows(2).rev().any(|pair| pair == END_OF_IMAGE) {
         return Err(format.damaged("its end is missing"));
     }
-    let (mode, transform) = header.colours().ok_or_else(|| {
-        format.unsupported(format!("{} colour components", header.components.len()))
-    })?;
-    let mut decoder = Decoder::new(bytes);
-    decoder.set_color_transform(transform);
-    let samples = decoder.decode().map_err(|error| match error {
-        Error::Unsupported(feature) => format.unsupported(format!("{feature:?}")),
-        error => format.damaged(error),
-    })?;
+    let (mode, colours) = match header.components {
+        1 => (Mode::Gray, ColorSpace::JCS_GRAYSCALE),
+        3 => (Mode::Rgb, ColorSpace::JCS_RGB),
+        4 => (Mode::Cmyk, ColorSpace::JCS_CMYK),
+        count => return Err(format.unsupported(format!("{count} colour components"))),
+    };
+    // The library reports what it cannot decode by unwinding.
+    let decoded = catch_unwind(AssertUnwindSafe(|| -> std::io::Result<Vec<u8>> {
+        let mut started = Decompress::new_mem(bytes)?.to_colorspace(colours)?;
+        let samples = started.read_scanlines::<u8>()?;
+        started.finish()?;
+        Ok(samples)
+    }));
+    let mut samples = match decoded {
+        Ok(result) => result.map_err(|error| format.damaged(error))?,
+        Err(cause) => {
+            let cause = cause.downcast_ref::<String>();
+            return Err(format.damaged(cause.map_or("not decodable", String::as_str)));
+        }
+    };
     if samples.len() != width * height * mode.channels() {
-        return Err(format.unsupported("samples of other than 8 bits"));
+        return Err(format.damaged("its end is missing"));
+    }
+    if mode == Mode::Cmyk {
+        samples.iter_mut().for_each(|sample| *sample = !*sample);
     }
     Picture::new(mode, width, height, samples)
 }
@@ -63,10 +77,8 @@ impl Header {
                     let [_, h1, h0, w1, w0, _, components @ ..] = segment else { return None };
                     header.height = u16::from_be_bytes([*h1, *h0]);
                     header.width = u16::from_be_bytes([*w1, *w0]);
-                    header.components = components.chunks_exact(3).map(|c| c[0]).collect();
+                    header.components = components.len() / 3;
                 }
-                0xe0 => header.jfif |= segment.starts_with(b"JFIF\0"),
-                0xee if segment.starts_with(b"Adobe") => header.adobe = segment.get(11).copied(),
                 _ => {}
             }
             at += length;
@@ -74,20 +86,6 @@ impl Header {
                 header.scan = at;
                 return Some(header);
             }
-        }
-    }
-
-    /// libjpeg's guess of the stored colours. Four components are taken for inverted inks, as
-    /// Adobe programs write them and Pillow assumes.
-    fn colours(&self) -> Option<(Mode, ColorTransform)> {
-        match (self.components.as_slice(), self.adobe) {
-            ([_], _) => Some((Mode::Gray, ColorTransform::Grayscale)),
-            ([_, _, _], _) if self.jfif => Some((Mode::Rgb, ColorTransform::YCbCr)),
-            ([_, _, _], Some(0)) | (b"RGB", None) => Some((Mode::Rgb, ColorTransform::RGB)),
-            ([_, _, _], _) => Some((Mode::Rgb, ColorTransform::YCbCr)),
-            ([_, _, _, _], None | Some(0)) => Some((Mode::Cmyk, ColorTransform::CMYK)),
-            ([_, _, _, _], Some(_)) => Some((Mode::Cmyk, ColorTransform::YCCK)),
-            _ => None,
         }
     }
 }

@@ -1,0 +1,257 @@
+//! The training runs that were recorded of the Python program, done by the binary.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "support/golden.rs"]
+mod golden;
+#[path = "support/run.rs"]
+mod run;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use cn_clip_model::checkpoint::Checkpoint;
+use golden::{Golden, fixture, norm_error};
+use run::{fail, succeed};
+
+/// Parameters of a finished run may differ by this much.
+const TOLERANCE: f32 = 1e-3;
+
+/// Writes the recorded model configuration and returns its path.
+fn tiny_model(directory: &Path) -> PathBuf {
+    let meta: serde_json::Value =
+        serde_json::from_slice(&fs::read(fixture("train_run/meta.json")).unwrap()).unwrap();
+    let path = directory.join("tiny.json");
+    fs::write(&path, meta["model_config"].to_string()).unwrap();
+    path
+}
+
+/// The recorded arguments, then `more`.
+fn arguments(directory: &Path, more: &[&str]) -> Vec<String> {
+    let model = tiny_model(directory).display().to_string();
+    let data = fixture("dataset/lmdb").display().to_string();
+    let mut args: Vec<String> = [
+        "train",
+        &format!("--train-data={data}/train"),
+        &format!("--val-data={data}/valid"),
+        &format!("--logs={}", directory.display()),
+        "--batch-size=4",
+        "--valid-batch-size=3",
+        "--log-interval=1",
+        "--report-training-batch-acc",
+        "--context-length=24",
+        "--warmup=2",
+        "--lr=1e-3",
+        "--wd=0.05",
+        &format!("--vision-model={model}"),
+        &format!("--text-model={model}"),
+        "--valid-step-interval=2",
+        "--decay-groups=reference",
+    ]
+    .map(str::to_string)
+    .to_vec();
+    args.extend(more.iter().map(|arg| arg.to_string()));
+    args
+}
+
+fn init() -> String {
+    format!("--resume={}", fixture("train_run/init_fp16.pt").display())
+}
+
+fn compare(checkpoint: &Path, recorded: &str) {
+    let golden = Golden::open(recorded);
+    let checkpoint = Checkpoint::open(checkpoint).unwrap();
+    let mut compared = 0;
+    for (key, tensor) in &checkpoint.state_dict {
+        let found = [format!("module.{key}"), key.clone()]
+            .iter()
+            .find_map(|name| golden.cut(name, &tensor.read().unwrap()));
+        let Some((mut got, mut expected)) = found else { continue };
+        let noise = golden::without_gradient(key, got.len());
+        got.drain(noise.clone());
+        expected.drain(noise);
+        if got.is_empty() {
+            continue;
+        }
+        let error = norm_error(&got, &expected);
+        assert!(error <= TOLERANCE, "{key}: {error:e}");
+        compared += 1;
+    }
+    assert!(compared > 60, "{compared}");
+}
+
+/// The numbers of the log lines that have this text.
+fn numbers(log: &str, line: &str, name: &str) -> Vec<f64> {
+    log.lines()
+        .filter(|text| text.contains(line))
+        .filter_map(|text| {
+            let rest = text.split(&format!("{name}: ")).nth(1)?;
+            rest.split([' ', '|']).next()?.parse().ok()
+        })
+        .collect()
+}
+
+fn check_log(ours: &str, recorded: &str) {
+    let theirs = fs::read_to_string(fixture(recorded)).unwrap();
+    for (line, names) in [
+        ("Global Steps", vec!["Loss", "Image2Text Acc", "Text2Image Acc", "LR", "logit_scale"]),
+        ("Validation Result", vec!["Valid Loss", "Image2Text Acc", "Text2Image Acc"]),
+    ] {
+        for name in names {
+            let got = numbers(ours, line, name);
+            let mut expected = numbers(&theirs, line, name);
+            if line == "Validation Result" {
+                // Where a step interval meets the end of an epoch the Python program validates
+                // twice.
+                expected.dedup();
+                let mut got = got.clone();
+                got.dedup();
+                assert_eq!(got.len(), expected.len(), "{line} {name}");
+                continue;
+            }
+            assert_eq!(got.len(), expected.len(), "{line} {name}");
+            for (got, expected) in got.iter().zip(&expected) {
+                assert!(
+                    (got - expected).abs() < 2e-4 * expected.abs().max(1.0),
+                    "{name} {got} {expected}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn two_epochs_and_a_resumed_third_end_with_the_recorded_parameters() {
+    let directory = tempfile::tempdir().unwrap();
+    let resume = init();
+    let log = succeed(arguments(
+        directory.path(),
+        &[
+            "--name=run",
+            &resume,
+            "--reset-optimizer",
+            "--reset-data-offset",
+            "--max-epochs=2",
+            "--save-step-frequency=2",
+        ],
+    ));
+    check_log(&log, "train_run/run.out.0.txt");
+    let checkpoints = directory.path().join("run/checkpoints");
+    for name in
+        ["epoch1.pt", "epoch2.pt", "epoch_1_2.pt", "epoch_1_4.pt", "epoch_2_6.pt", "epoch_2_8.pt"]
+    {
+        assert!(checkpoints.join(name).is_file(), "{name}");
+    }
+    // The third epoch continues by itself, because the name is in use.
+    let log = succeed(arguments(directory.path(), &["--name=run", "--max-epochs=3"]));
+    assert!(log.contains("this run continues"), "{log}");
+    assert!(log.contains("=> optimizer state is restored from the checkpoint"), "{log}");
+    check_log(&log, "train_run/run.out.1.txt");
+    compare(&checkpoints.join("epoch3.pt"), "train_run/run_final.safetensors");
+    let last = Checkpoint::open(checkpoints.join("epoch_latest.pt")).unwrap();
+    assert_eq!((last.progress.epoch, last.progress.step), (3, 12));
+    assert_eq!(last.progress.name, "run");
+    // Logs are where and what users of the Python program expect.
+    let names: Vec<String> = fs::read_dir(directory.path().join("run"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert!(names.iter().any(|name| name.starts_with("out_") && name.ends_with(".log")));
+    let params = names.iter().find(|name| name.starts_with("params_")).unwrap();
+    let params = fs::read_to_string(directory.path().join("run").join(params)).unwrap();
+    for line in ["batch_size: 4", "eps: 1e-06", "freeze_vision: False", "lr: 0.001", "name: run"] {
+        assert!(params.lines().any(|found| found == line), "{line} not in {params}");
+    }
+}
+
+#[test]
+fn the_official_training_file_continues_to_the_recorded_third_epoch() {
+    let directory = tempfile::tempdir().unwrap();
+    let packed = fs::File::open(fixture("train_run/epoch2_with_optimizer.pt.gz")).unwrap();
+    let file = directory.path().join("epoch2.pt");
+    let mut out = fs::File::create(&file).unwrap();
+    std::io::copy(&mut flate2::read::GzDecoder::new(packed), &mut out).unwrap();
+    let resume = format!("--resume={}", file.display());
+    let log = succeed(arguments(directory.path(), &["--name=go", &resume, "--max-epochs=3"]));
+    check_log(&log, "train_run/run.out.1.txt");
+    let last = directory.path().join("go/checkpoints/epoch3.pt");
+    compare(&last, "train_run/run_final.safetensors");
+}
+
+#[test]
+fn a_frozen_image_tower_ends_with_the_recorded_parameters() {
+    let directory = tempfile::tempdir().unwrap();
+    let resume = init();
+    let log = succeed(arguments(
+        directory.path(),
+        &[
+            "--name=frz",
+            &resume,
+            "--reset-optimizer",
+            "--reset-data-offset",
+            "--max-steps=3",
+            "--freeze-vision",
+        ],
+    ));
+    assert!(log.contains("The visual encoder is freezed during training."), "{log}");
+    assert!(log.contains("has reached max_steps 3"), "{log}");
+    check_log(&log, "train_run/frz.out.0.txt");
+    let checkpoints = directory.path().join("frz/checkpoints");
+    compare(&checkpoints.join("epoch1.pt"), "train_run/frz_final.safetensors");
+    let saved = Checkpoint::open(checkpoints.join("epoch_latest.pt")).unwrap();
+    let sizes = saved.optimizer.unwrap().group_sizes;
+    assert!(sizes.iter().sum::<usize>() < 71, "frozen parameters have no optimizer state");
+    // It can be continued.
+    let more = ["--name=frz", "--max-epochs=2", "--freeze-vision"];
+    succeed(arguments(directory.path(), &more));
+}
+
+#[test]
+fn a_run_stopped_in_mid_epoch_is_continued_there() {
+    let directory = tempfile::tempdir().unwrap();
+    let resume = init();
+    let fresh = [&resume, "--reset-optimizer", "--reset-data-offset", "--max-epochs=2"];
+    let whole: Vec<&str> = ["--name=whole"].into_iter().chain(fresh).collect();
+    succeed(arguments(directory.path(), &whole));
+    let saved: Vec<&str> =
+        ["--name=cut", "--save-step-frequency=3"].into_iter().chain(fresh).collect();
+    succeed(arguments(directory.path(), &saved));
+    let middle = directory.path().join("cut/checkpoints/epoch_1_3.pt");
+    let resume = format!("--resume={}", middle.display());
+    let log = succeed(arguments(directory.path(), &["--name=rest", &resume, "--max-epochs=2"]));
+    assert_eq!(numbers(&log, "Global Steps", "Loss").len(), 5, "{log}");
+    let read = |name: &str| {
+        Checkpoint::open(directory.path().join(name).join("checkpoints/epoch2.pt")).unwrap()
+    };
+    let (whole, rest) = (read("whole"), read("rest"));
+    for (key, tensor) in &whole.state_dict {
+        assert_eq!(tensor.read().unwrap(), rest.get(key).unwrap().read().unwrap(), "{key}");
+    }
+}
+
+#[test]
+fn the_same_seed_is_the_same_run() {
+    let directory = tempfile::tempdir().unwrap();
+    let weights = |name: &str, seed: &str| {
+        let (flag, seed) = (format!("--name={name}"), format!("--seed={seed}"));
+        let more = [&*flag, &seed, "--max-steps=2", "--mask-ratio=0.5", "--use-augment"];
+        succeed(arguments(directory.path(), &more));
+        let file = directory.path().join(name).join("checkpoints/epoch_latest.pt");
+        Checkpoint::open(file).unwrap().get("visual.proj").unwrap().read().unwrap()
+    };
+    assert_eq!(weights("a", "1"), weights("b", "1"));
+    assert_ne!(weights("a2", "1"), weights("c", "2"));
+}
+
+#[test]
+fn nothing_left_to_do_is_said() {
+    let directory = tempfile::tempdir().unwrap();
+    let more = ["--name=x", "--max-steps=1", "--no-auto-resume"];
+    succeed(arguments(directory.path(), &more));
+    let log = succeed(arguments(directory.path(), &["--name=x", "--max-steps=1"]));
+    assert!(log.contains("nothing to do"), "{log}");
+    let none = fail(arguments(directory.path(), &["--name=y", "--resume=none.pt"]), 1);
+    assert!(none.contains("none.pt"), "{none}");
+}
