@@ -6,58 +6,21 @@
 mod golden;
 #[path = "support/run.rs"]
 mod run;
+#[path = "support/tiny.rs"]
+mod tiny;
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::Path};
 
 use cn_clip_model::checkpoint::Checkpoint;
 use golden::{Golden, fixture, norm_error};
 use run::{fail, succeed};
+use tiny::train as arguments;
 
 /// Parameters of a finished run may differ by this much.
 const TOLERANCE: f32 = 1e-3;
 
-/// Writes the recorded model configuration and returns its path.
-fn tiny_model(directory: &Path) -> PathBuf {
-    let meta: serde_json::Value =
-        serde_json::from_slice(&fs::read(fixture("train_run/meta.json")).unwrap()).unwrap();
-    let path = directory.join("tiny.json");
-    fs::write(&path, meta["model_config"].to_string()).unwrap();
-    path
-}
-
-/// The recorded arguments, then `more`.
-fn arguments(directory: &Path, more: &[&str]) -> Vec<String> {
-    let model = tiny_model(directory).display().to_string();
-    let data = fixture("dataset/lmdb").display().to_string();
-    let mut args: Vec<String> = [
-        "train",
-        &format!("--train-data={data}/train"),
-        &format!("--val-data={data}/valid"),
-        &format!("--logs={}", directory.display()),
-        "--batch-size=4",
-        "--valid-batch-size=3",
-        "--log-interval=1",
-        "--report-training-batch-acc",
-        "--context-length=24",
-        "--warmup=2",
-        "--lr=1e-3",
-        "--wd=0.05",
-        &format!("--vision-model={model}"),
-        &format!("--text-model={model}"),
-        "--valid-step-interval=2",
-        "--decay-groups=reference",
-    ]
-    .map(str::to_string)
-    .to_vec();
-    args.extend(more.iter().map(|arg| arg.to_string()));
-    args
-}
-
 fn init() -> String {
-    format!("--resume={}", fixture("train_run/init_fp16.pt").display())
+    format!("--resume={}", tiny::weights().display())
 }
 
 fn compare(checkpoint: &Path, recorded: &str) {

@@ -4,7 +4,7 @@
 //! one side for each entry of the other, [`predictions`] writes the rankings, [`evaluation`] scores
 //! such a file against the annotations that [`annotation`] turns around for the other direction.
 //! [`recall`] does the same in memory. [`zeroshot`] classifies pictures with the prompts of
-//! [`templates`].
+//! [`templates`]. [`report`] shows a run on a page.
 
 pub mod annotation;
 pub mod evaluation;
@@ -14,6 +14,7 @@ pub mod knn;
 pub mod predictions;
 pub mod python_json;
 pub mod recall;
+pub mod report;
 mod scores;
 pub mod templates;
 pub mod zeroshot;

@@ -71,6 +71,8 @@ pub struct TrainConfig {
     pub exclusive_batches: bool,
     /// Show a progress bar if standard error is a terminal.
     pub progress: bool,
+    /// Write log lines to standard error too.
+    pub console: bool,
 }
 
 /// When a run ends.
@@ -146,6 +148,7 @@ impl Default for TrainConfig {
             skip_bad_images: false,
             exclusive_batches: false,
             progress: false,
+            console: true,
         }
     }
 }

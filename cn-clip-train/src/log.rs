@@ -13,6 +13,7 @@ use crate::{TrainConfig, TrainError};
 
 /// Writes each line to the log file and to standard error.
 pub struct RunLog {
+    console: bool,
     file: Option<(PathBuf, File)>,
     params: Option<PathBuf>,
     bar: ProgressBar,
@@ -26,7 +27,7 @@ impl RunLog {
             false => ProgressBar::hidden(),
         };
         let Some(directory) = config.directory() else {
-            return Ok(Self { file: None, params: None, bar });
+            return Ok(Self { console: config.console, file: None, params: None, bar });
         };
         fs::create_dir_all(&directory).map_err(TrainError::io(&directory))?;
         let time = Timestamp::now().strftime("%Y-%m-%d-%H-%M-%S").to_string();
@@ -34,7 +35,7 @@ impl RunLog {
         let file = File::options().create(true).append(true).open(&path);
         let file = file.map_err(TrainError::io(&path))?;
         let params = Some(directory.join(format!("params_{time}.txt")));
-        Ok(Self { file: Some((path, file)), params, bar })
+        Ok(Self { console: config.console, file: Some((path, file)), params, bar })
     }
 
     /// One line.
@@ -50,7 +51,9 @@ impl RunLog {
     fn line(&self, level: &str, message: &str) {
         let time = Zoned::now().strftime("%Y-%m-%d,%H:%M:%S").to_string();
         let line = format!("{time} | {level} | Rank 0 | {message}");
-        self.bar.suspend(|| eprintln!("{line}"));
+        if self.console {
+            self.bar.suspend(|| eprintln!("{line}"));
+        }
         // The run matters more than its log: a full disk shows when a checkpoint is saved.
         if let Some((_, file)) = &self.file {
             let mut file: &File = file;

@@ -49,6 +49,7 @@ impl DecayGroups {
 
 /// First and second moment of a parameter, flattened in the layout of the module.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // One per parameter, and all of the same variant.
 enum Moments {
     /// In ordinary memory, for devices that compute there.
     Host { first: Vec<f32>, second: Vec<f32> },

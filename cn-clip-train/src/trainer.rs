@@ -168,7 +168,7 @@ impl Run<'_> {
             let done = if epoch == start.epoch { start.batches } else { 0 };
             let flow = self.epoch(epoch, done)?;
             let validated = self.validated_at_end();
-            let due = |every: Option<u64>| every.is_some_and(|n| n > 0 && (epoch + 1) % n == 0);
+            let due = |every: Option<u64>| every.is_some_and(|n| (epoch + 1).is_multiple_of(n));
             if due(self.config.valid_epoch_interval) && !validated {
                 self.validate(epoch + 1)?;
             }
@@ -188,7 +188,7 @@ impl Run<'_> {
 
     /// Whether the validation by steps has just seen the state at the end of this epoch.
     fn validated_at_end(&self) -> bool {
-        self.config.valid_step_interval.is_some_and(|every| every > 0 && self.step % every == 0)
+        self.config.valid_step_interval.is_some_and(|every| self.step.is_multiple_of(every))
     }
 
     fn order(&self, epoch: u64) -> Vec<usize> {
@@ -254,6 +254,7 @@ impl Run<'_> {
         let options = StepOptions {
             mask_ratio: self.config.mask_ratio,
             freeze_vision: self.config.freeze_vision,
+            concurrent_towers: self.config.host,
         };
         let model = self.take()?;
         let output = step(&model, batches, options, self.config.seed, self.step);
@@ -282,7 +283,10 @@ impl Run<'_> {
         let scale = self.logit_scale();
         self.log.advance(self.step, output.loss);
         let (step, total, loss, rate) = (self.step, self.total, output.loss, output.rate);
-        if step % config.log_interval == 0 || in_epoch == self.steps_per_epoch || step == total {
+        if step.is_multiple_of(config.log_interval)
+            || in_epoch == self.steps_per_epoch
+            || step == total
+        {
             let accuracy = match config.report_training_batch_acc {
                 true => format!(
                     "Image2Text Acc: {:.2} | Text2Image Acc: {:.2} | ",
@@ -303,7 +307,7 @@ impl Run<'_> {
             ));
         }
         let go_on = (self.observe)(Event::Step { step, loss, rate, logit_scale: scale });
-        let due = |every: Option<u64>| every.is_some_and(|n| n > 0 && step % n == 0);
+        let due = |every: Option<u64>| every.is_some_and(|n| step.is_multiple_of(n));
         if due(config.valid_step_interval) {
             self.validate(epoch + 1)?;
         }

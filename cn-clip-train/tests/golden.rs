@@ -57,11 +57,11 @@ fn recorded_batch(variant: &str) -> MicroBatch {
     batch(&golden, "pixels", "tokens")
 }
 
+/// Values of a parameter, by its identity and shape.
+type Read<'a> = dyn FnMut(ParamId, &[usize]) -> Option<Vec<f32>> + 'a;
+
 /// Values by official key, in official layout.
-fn official(
-    model: &Clip,
-    read: &mut dyn FnMut(ParamId, &[usize]) -> Option<Vec<f32>>,
-) -> HashMap<String, Vec<f32>> {
+fn official(model: &Clip, read: &mut Read<'_>) -> HashMap<String, Vec<f32>> {
     let value = |spec: &ParamSpec| {
         let values = read(spec.id, &spec.shape)?;
         let values = match (spec.layout, &spec.shape[..]) {
@@ -264,7 +264,7 @@ fn a_batch_may_be_cut_into_micro_batches() {
         size: to - from,
         ..whole.clone()
     };
-    let options = StepOptions { mask_ratio: 0.5, freeze_vision: false };
+    let options = StepOptions { mask_ratio: 0.5, ..Default::default() };
     let expected = run(&model, std::slice::from_ref(&whole), options);
     let expected_gradients = gradients(&model, &expected.gradients);
     for cuts in [vec![0, 2, 5], vec![0, 1, 2, 3, 4, 5]] {
@@ -284,7 +284,7 @@ fn a_frozen_image_tower_gets_no_gradients() {
         let golden = Golden::open(&format!("model/{variant}/grads_train.safetensors"));
         let model = load(variant, 0.0);
         let before = values(&model);
-        let options = StepOptions { freeze_vision: true, mask_ratio: 0.0 };
+        let options = StepOptions { freeze_vision: true, ..Default::default() };
         let output = run(&model, &[recorded_batch(variant)], options);
         let found = gradients(&model, &output.gradients);
         assert!(found.keys().all(|key| !key.starts_with("visual.")));
@@ -293,6 +293,19 @@ fn a_frozen_image_tower_gets_no_gradients() {
         }
         let after = values(&model);
         assert!(before.iter().all(|(key, value)| after[key] == *value), "batch norm stays");
+    }
+}
+
+#[test]
+fn towers_at_the_same_time_give_the_same_gradients() {
+    for variant in ["vit_tiny", "rn_tiny"] {
+        let (model, batch) = (load(variant, 0.1), [recorded_batch(variant)]);
+        let values = |concurrent_towers| {
+            let options = StepOptions { concurrent_towers, ..Default::default() };
+            let output = run(&model, &batch, options);
+            (output.loss, gradients(&model, &output.gradients))
+        };
+        assert_eq!(values(true), values(false));
     }
 }
 

@@ -1,6 +1,7 @@
 //! Commands of the binary: each parses its flags and calls a library.
 
 mod build_lmdb_dataset;
+mod demo;
 mod device;
 mod evaluation;
 mod extract_features;
@@ -53,6 +54,8 @@ pub enum Command {
     Tokenize(tokenize::TokenizeArgs),
     /// Turn a picture into the pixels the image tower sees
     Preprocess(preprocess::PreprocessArgs),
+    /// Train a small model on pictures of emoji, search and score it
+    Demo(demo::DemoArgs),
 }
 
 /// Runs a command.
@@ -69,6 +72,7 @@ pub fn run(command: &Command) -> anyhow::Result<()> {
         Command::Similarity(args) => similarity::run(args),
         Command::Tokenize(args) => tokenize::run(args),
         Command::Preprocess(args) => preprocess::run(args),
+        Command::Demo(args) => demo::run(args),
     }
 }
 

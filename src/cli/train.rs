@@ -246,5 +246,6 @@ fn config(args: &TrainArgs) -> TrainConfig {
         skip_bad_images: args.skip_bad_images,
         exclusive_batches: args.exclusive_batches,
         progress: true,
+        console: true,
     }
 }

@@ -39,7 +39,7 @@ impl Golden {
         let file = SafeTensors::deserialize(&bytes).unwrap();
         let tensors = file
             .iter()
-            .map(|(name, view)| {
+            .filter_map(|(name, view)| {
                 let data = view.data();
                 let values = match view.dtype() {
                     Dtype::F32 => {
@@ -52,9 +52,10 @@ impl Golden {
                         data.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b) as f32).collect()
                     }
                     Dtype::U8 => data.iter().map(|b| f32::from(*b)).collect(),
-                    other => panic!("{name} has type {other:?}"),
+                    // `get` says so if a test wants one of these.
+                    _ => return None,
                 };
-                (name.to_string(), Recorded { shape: view.shape().to_vec(), values })
+                Some((name.to_string(), Recorded { shape: view.shape().to_vec(), values }))
             })
             .collect();
         Self { tensors }

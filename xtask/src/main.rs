@@ -1,3 +1,29 @@
-//! Developer tasks.
+//! Developer tasks: `cargo xtask <verb>`.
 
-fn main() {}
+mod bench;
+
+use clap::{Parser, Subcommand};
+use mimalloc::MiMalloc;
+
+/// As in the binary.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
+
+#[derive(Debug, Parser)]
+#[command(about = "Developer tasks")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Time and memory of encoding and of a training step; build it with --release
+    Bench(bench::BenchArgs),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().verb {
+        Verb::Bench(args) => bench::run(&args),
+    }
+}

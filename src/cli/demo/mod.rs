@@ -1,0 +1,151 @@
+//! `cn-clip demo`: from data to a searched and scored model in one command.
+
+mod recipe;
+mod score;
+mod summary;
+
+use std::{
+    fs,
+    io::{self, IsTerminal},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use cn_clip_data::{
+    atomic::write_atomically,
+    augment::AffineJitter,
+    image::{ImageTransform, PixelTransform},
+    lmdb::{BuildOptions, LmdbDataset, build_lmdb_dataset},
+};
+use cn_clip_eval::report::Curve;
+use cn_clip_model::{Clip, ClipConfig};
+use cn_clip_train::{Dataset, Event, TrainConfig, train};
+use include_dir::{Dir, include_dir};
+
+use super::device::DeviceArg;
+use score::Scores;
+use summary::Summary;
+
+/// Pictures of emoji with Chinese names (`assets/emoji/README.md`).
+static EMOJI: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/assets/emoji");
+/// File that marks a directory as the demonstration's own.
+const MARK: &str = "cn-clip-demo.txt";
+
+/// Flags of `cn-clip demo`.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Train for about a minute only
+    #[arg(long)]
+    quick: bool,
+    /// Directory of everything it writes
+    #[arg(long, value_name = "DIR", default_value = "demo")]
+    output: PathBuf,
+    /// Seed of initial weights, sample order and augmentation
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    #[command(flatten)]
+    device: DeviceArg,
+}
+
+/// Runs the demonstration.
+pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
+    let began = Instant::now();
+    let device = args.device.open()?;
+    let directory = &args.output;
+    prepare(directory)?;
+    let data = directory.join("data");
+    eprintln!("Data: pictures of emoji with their Chinese names, in {}", data.display());
+    build_lmdb_dataset(&BuildOptions {
+        data_dir: data.clone(),
+        splits: ["train", "valid", "test"].map(str::to_string).to_vec(),
+        lmdb_dir: None,
+        progress: false,
+    })?;
+    let (config, training) = configure(args)?;
+    eprintln!("Training: log and checkpoints are in {}", directory.join("logs").display());
+    let (model, curves) = fit(args, &config, &training, device)?;
+    let trained = began.elapsed();
+    let scores = Scores::new(&model, &config, directory)?;
+    let summary = Summary { scores, curves, training, trained, total: began.elapsed() };
+    summary.print();
+    let page = directory.join("report.html");
+    summary.page().write(&page).with_context(|| format!("writing {}", page.display()))?;
+    println!("\nCurves and searches: {}", page.display());
+    Ok(())
+}
+
+/// Writes data and model configuration to a new directory, or to that of an earlier demonstration.
+fn prepare(directory: &Path) -> anyhow::Result<()> {
+    let mark = directory.join(MARK);
+    let entries = fs::read_dir(directory).map(|mut entries| entries.next().is_some());
+    if entries.unwrap_or(false) && !mark.is_file() {
+        bail!("{} holds other files: choose another --output", directory.display());
+    }
+    let data = directory.join("data");
+    fs::create_dir_all(&data).with_context(|| format!("creating {}", data.display()))?;
+    let write = |name: &str, text: &str| {
+        let path = directory.join(name);
+        write_atomically(&path, text.as_bytes())
+            .with_context(|| format!("writing {}", path.display()))
+    };
+    write(MARK, "Written by `cn-clip demo`, which replaces what is here when it runs again.\n")?;
+    write("vision.json", recipe::VISION)?;
+    write("text.json", recipe::TEXT)?;
+    EMOJI.extract(&data).with_context(|| format!("writing {}", data.display()))
+}
+
+fn configure(args: &DemoArgs) -> anyhow::Result<(ClipConfig, TrainConfig)> {
+    let path = |name: &str| args.output.join(name).display().to_string();
+    let (vision, text) = (path("vision.json"), path("text.json"));
+    let config = ClipConfig::load(&vision, &text)?;
+    let training = TrainConfig {
+        vision_model: vision,
+        text_model: text,
+        train_data: path("data/lmdb/train"),
+        val_data: Some(path("data/lmdb/valid")),
+        device: args.device.device.to_string(),
+        host: args.device.device.is_host(),
+        seed: args.seed,
+        progress: true,
+        console: false,
+        ..recipe::training(&args.output, args.quick)
+    };
+    Ok((config, training))
+}
+
+fn fit(
+    args: &DemoArgs,
+    config: &ClipConfig,
+    training: &TrainConfig,
+    device: burn::tensor::Device,
+) -> anyhow::Result<(Clip, [Curve; 2])> {
+    let open = |split: &str, transform: Arc<dyn PixelTransform>| {
+        let source = LmdbDataset::open(args.output.join("data/lmdb").join(split))?;
+        anyhow::Ok(Dataset { source: Arc::new(source), transform })
+    };
+    let resolution = config.vision.image_resolution;
+    let data = open("train", Arc::new(AffineJitter::new(resolution, recipe::jitter())))?;
+    let validation = open("valid", Arc::new(ImageTransform::new(resolution)))?;
+    let model = Clip::init(config, &device.autodiff(), args.seed);
+    let mut curves =
+        ["training", "validation"].map(|name| Curve { name: name.to_string(), points: Vec::new() });
+    let mut observe = |event: Event| {
+        match event {
+            Event::Step { step, loss, .. } => curves[0].points.push((step, loss)),
+            Event::Validation { step, result } => {
+                curves[1].points.push((step, result.loss));
+                // On a terminal the progress bar shows that it goes on.
+                if !io::stderr().is_terminal() {
+                    eprintln!("step {step}: validation loss {:.3}", result.loss);
+                }
+            }
+        }
+        true
+    };
+    let positions = config.text.max_positions;
+    let outcome = train(training, model, positions, &data, Some(&validation), &mut observe)?;
+    Ok((outcome.inference_model(), curves))
+}

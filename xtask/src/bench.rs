@@ -1,0 +1,188 @@
+//! Time and peak memory of encoding and training, each case in a process of its own.
+
+use std::{process::Command, time::Instant};
+
+use anyhow::{Context, bail};
+use burn::{module::Module, tensor::Device};
+use clap::{Args, ValueEnum};
+use cn_clip_model::{Clip, ClipConfig, DeviceSpec, Pass, checkpoint::AdamWSettings, normalize};
+use cn_clip_train::{
+    optimizer::{AdamW, DecayGroups},
+    step::{MicroBatch, StepOptions, step},
+};
+
+/// Flags of `cargo xtask bench`.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// Only this case
+    #[arg(long, value_enum)]
+    case: Option<Case>,
+    /// Image tower
+    #[arg(long, default_value = "ViT-B-16")]
+    vision_model: String,
+    /// Text tower
+    #[arg(long, default_value = "RoBERTa-wwm-ext-base-chinese")]
+    text_model: String,
+    /// Pairs of a batch
+    #[arg(long, default_value_t = 8)]
+    batch: usize,
+    /// Tokens per text, all of them used
+    #[arg(long, default_value_t = 52)]
+    context_length: usize,
+    /// Share of patches that FLIP masks in training
+    #[arg(long, default_value_t = 0.0)]
+    mask_ratio: f64,
+    /// Repetitions after one to warm up
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Device
+    #[arg(long, default_value = "cpu")]
+    device: DeviceSpec,
+}
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Case {
+    /// Normalised image features
+    EncodeImage,
+    /// Normalised text features
+    EncodeText,
+    /// Normalised features of both
+    Forward,
+    /// Forward, backward and AdamW
+    TrainStep,
+}
+
+/// Runs the cases.
+pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
+    if args.batch == 0 || args.rounds == 0 {
+        bail!("--batch and --rounds must be at least 1");
+    }
+    if let Some(case) = args.case {
+        return args.measure(case);
+    }
+    println!(
+        "{} + {}, batch {}, {} tokens, {}, {} threads",
+        args.vision_model,
+        args.text_model,
+        args.batch,
+        args.context_length,
+        args.device,
+        std::thread::available_parallelism().map_or(0, usize::from)
+    );
+    println!("{:<14} {:>10} {:>12} {:>10}", "case", "median s", "per second", "peak MiB");
+    let program = std::env::current_exe().context("finding this program")?;
+    for case in Case::value_variants() {
+        let name = case.to_possible_value().context("a case without a name")?;
+        let mut flags: Vec<String> = std::env::args().skip(1).collect();
+        flags.push(format!("--case={}", name.get_name()));
+        let status = Command::new(&program).args(flags).status().context("starting a case")?;
+        if !status.success() {
+            bail!("{} failed", name.get_name());
+        }
+    }
+    Ok(())
+}
+
+impl BenchArgs {
+    fn measure(&self, case: Case) -> anyhow::Result<()> {
+        let config = ClipConfig::load(&self.vision_model, &self.text_model)?;
+        let device = self.device.open()?;
+        let batch = self.inputs(&config);
+        let mut seconds = match case {
+            Case::TrainStep => self.train(&config, &batch, &device),
+            _ => self.encode(case, &config, &batch, &device),
+        };
+        seconds.sort_by(f64::total_cmp);
+        let median = seconds[seconds.len() / 2];
+        let name = case.to_possible_value().context("a case without a name")?;
+        let peak = peak_mib().map_or("-".to_string(), |peak| peak.to_string());
+        let rate = self.batch as f64 / median;
+        println!("{:<14} {median:>10.3} {rate:>12.2} {peak:>10}", name.get_name());
+        Ok(())
+    }
+
+    fn inputs(&self, config: &ClipConfig) -> MicroBatch {
+        let resolution = config.vision.image_resolution;
+        let mut state = 1u32;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            state >> 8
+        };
+        let values = self.batch * 3 * resolution * resolution;
+        let ids = self.batch * self.context_length;
+        MicroBatch {
+            pixels: (0..values).map(|_| next() as f32 / (1 << 23) as f32 - 1.0).collect(),
+            tokens: (0..ids).map(|_| 1 + (next() % 20_000) as i32).collect(),
+            size: self.batch,
+            resolution,
+            context_length: self.context_length,
+        }
+    }
+
+    /// Seconds of every round.
+    fn time(&self, mut round: impl FnMut(u64)) -> Vec<f64> {
+        (0..=self.rounds as u64)
+            .map(|index| {
+                let start = Instant::now();
+                round(index);
+                start.elapsed().as_secs_f64()
+            })
+            .skip(1)
+            .collect()
+    }
+
+    fn encode(
+        &self,
+        case: Case,
+        config: &ClipConfig,
+        batch: &MicroBatch,
+        device: &Device,
+    ) -> Vec<f64> {
+        let model = Clip::init(config, device, 0);
+        self.time(|_| {
+            if !matches!(case, Case::EncodeText) {
+                let features = model.encode_image(batch.pixels(device), None, Pass::Eval);
+                normalize(features).into_data();
+            }
+            if !matches!(case, Case::EncodeImage) {
+                let features = model.encode_text(batch.tokens(device), Pass::Eval);
+                normalize(features).into_data();
+            }
+        })
+    }
+
+    fn train(&self, config: &ClipConfig, batch: &MicroBatch, device: &Device) -> Vec<f64> {
+        let host = self.device.is_host();
+        let model = Clip::init(config, &device.clone().autodiff(), 0);
+        let settings = AdamWSettings {
+            learning_rate: 1e-5,
+            beta1: 0.9,
+            beta2: 0.98,
+            epsilon: 1e-6,
+            weight_decay: 0.2,
+        };
+        let mut optimizer = AdamW::new(&model, settings, DecayGroups::default(), host);
+        let options = StepOptions {
+            mask_ratio: self.mask_ratio,
+            freeze_vision: false,
+            concurrent_towers: host,
+        };
+        let mut model = Some(model);
+        self.time(|index| {
+            if let Some(before) = model.take() {
+                let output = step(&before, std::slice::from_ref(batch), options, 0, index);
+                let after = optimizer.step(before, output.gradients, settings.learning_rate);
+                after.valid().logit_scale.val().into_data();
+                model = Some(after);
+            }
+        })
+    }
+}
+
+/// Most memory this process has held, where the system tells.
+fn peak_mib() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib / 1024)
+}
