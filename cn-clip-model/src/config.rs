@@ -267,10 +267,11 @@ fn parse<T: serde::de::DeserializeOwned>(
     }
     let path = std::path::Path::new(name);
     if !path.is_file() {
-        if name.ends_with(".json") {
-            return Err(failed("no such file".to_string()));
-        }
         let known: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
+        if name.ends_with(".json") {
+            let names = known.join(", ");
+            return Err(failed(format!("no such file; the names without a file are {names}")));
+        }
         return Err(ModelError::UnknownModel {
             kind,
             name: name.to_string(),

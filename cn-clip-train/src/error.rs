@@ -14,6 +14,9 @@ pub enum TrainError {
     /// Data sets and pictures.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// A picture that cannot be decoded.
+    #[error("{0}, or go on without such pictures by --skip-bad-images")]
+    Picture(DataError),
     /// A setting that makes no sense.
     #[error("{0}")]
     Config(String),
@@ -39,6 +42,14 @@ pub enum TrainError {
 }
 
 impl TrainError {
+    /// What a loader reports while training.
+    pub fn from_loader(error: DataError) -> Self {
+        match error {
+            DataError::Image { .. } => Self::Picture(error),
+            other => Self::Data(other),
+        }
+    }
+
     /// Attaches `path` to an I/O error.
     pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();

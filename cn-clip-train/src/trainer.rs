@@ -124,12 +124,13 @@ pub fn train(
         schedule: CosineSchedule { base: config.optimizer.lr, warmup: config.warmup, total },
         total,
         step: start.step,
+        in_epoch: 0,
         steps_per_epoch,
         skipped: 0,
         observe,
     };
     run.log.start(start.step, total);
-    let outcome = run.epochs(start, epochs);
+    let outcome = if start.step < total { run.epochs(start, epochs) } else { Ok(()) };
     run.log.finish();
     outcome?;
     Ok(Outcome { model: run.take()?, steps: run.step, skipped_images: run.skipped })
@@ -146,6 +147,8 @@ struct Run<'a> {
     schedule: CosineSchedule,
     total: u64,
     step: u64,
+    /// Steps of the current epoch done.
+    in_epoch: u64,
     steps_per_epoch: u64,
     skipped: usize,
     observe: &'a mut dyn FnMut(Event) -> bool,
@@ -166,6 +169,7 @@ impl Run<'_> {
     fn epochs(&mut self, start: Start, epochs: u64) -> Result<(), TrainError> {
         for epoch in start.epoch..epochs {
             let done = if epoch == start.epoch { start.batches } else { 0 };
+            self.in_epoch = done / self.config.accum_freq as u64;
             let flow = self.epoch(epoch, done)?;
             let validated = self.validated_at_end();
             let due = |every: Option<u64>| every.is_some_and(|n| (epoch + 1).is_multiple_of(n));
@@ -178,7 +182,7 @@ impl Run<'_> {
                 names.push(format!("epoch{}.pt", epoch + 1));
             }
             names.push(LATEST.to_string());
-            self.save(&names, epoch + 1, None)?;
+            self.save(&names, epoch + 1)?;
             if flow == Flow::Stop {
                 break;
             }
@@ -216,22 +220,21 @@ impl Run<'_> {
         let mut loader =
             Loader::new(self.data.source.clone(), self.data.transform.clone(), order, options)?;
         let mut seen = done * config.batch_size as u64;
-        let mut in_epoch = done / accum as u64;
         let mut began = Instant::now();
-        while self.step < self.total && in_epoch < self.steps_per_epoch {
+        while self.step < self.total && self.in_epoch < self.steps_per_epoch {
             let mut batches = Vec::with_capacity(accum);
             for batch in loader.by_ref().take(accum) {
-                batches.push(MicroBatch::from(batch?));
+                batches.push(MicroBatch::from(batch.map_err(TrainError::from_loader)?));
             }
             if batches.len() < accum {
                 break;
             }
             let data_time = began.elapsed();
             let output = self.one_step(&batches)?;
-            in_epoch += 1;
+            self.in_epoch += 1;
             seen += batches.iter().map(|batch| batch.size as u64).sum::<u64>();
             let times = (data_time, began.elapsed());
-            let flow = self.after_step(epoch, seen, padded, in_epoch, &output, times)?;
+            let flow = self.after_step(epoch, seen, padded, &output, times)?;
             self.skipped += loader.take_skipped();
             if flow == Flow::Stop {
                 return Ok(Flow::Stop);
@@ -275,7 +278,6 @@ impl Run<'_> {
         epoch: u64,
         seen: u64,
         padded: usize,
-        in_epoch: u64,
         output: &StepSummary,
         (data_time, batch_time): (Duration, Duration),
     ) -> Result<Flow, TrainError> {
@@ -284,7 +286,7 @@ impl Run<'_> {
         self.log.advance(self.step, output.loss);
         let (step, total, loss, rate) = (self.step, self.total, output.loss, output.rate);
         if step.is_multiple_of(config.log_interval)
-            || in_epoch == self.steps_per_epoch
+            || self.in_epoch == self.steps_per_epoch
             || step == total
         {
             let accuracy = match config.report_training_batch_acc {
@@ -313,9 +315,7 @@ impl Run<'_> {
         }
         if due(config.save_step_frequency) {
             let names = [format!("epoch_{}_{step}.pt", epoch + 1), LATEST.to_string()];
-            let done = in_epoch * config.accum_freq as u64;
-            let mid_epoch = (in_epoch < self.steps_per_epoch).then_some(done);
-            self.save(&names, epoch + 1, mid_epoch)?;
+            self.save(&names, epoch + 1)?;
         }
         if step >= total {
             self.log.info(&format!(
@@ -348,13 +348,11 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn save(
-        &self,
-        names: &[String],
-        epoch: u64,
-        epoch_batches: Option<u64>,
-    ) -> Result<(), TrainError> {
+    /// Saves the state; an epoch that is not finished is continued on resume.
+    fn save(&self, names: &[String], epoch: u64) -> Result<(), TrainError> {
         let Some(model) = &self.model else { return Ok(()) };
+        let batches = self.in_epoch * self.config.accum_freq as u64;
+        let epoch_batches = (self.in_epoch < self.steps_per_epoch).then_some(batches);
         let progress =
             Progress { epoch, step: self.step, name: self.config.name.clone(), epoch_batches };
         state::save(names, self.config, model, &self.optimizer, &progress, &self.log)

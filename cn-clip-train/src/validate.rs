@@ -64,7 +64,7 @@ pub fn validate(
     let scale: f32 = model.logit_scale.val().exp().into_scalar();
     let (mut loss, mut image, mut text, mut last_batch) = (0.0, 0, 0, 0);
     for (index, batch) in loader.enumerate() {
-        let batch = MicroBatch::from(batch?);
+        let batch = MicroBatch::from(batch.map_err(TrainError::from_loader)?);
         let pixels = batch.pixels(&device);
         let gathered = Gathered::local(
             normalize(model.encode_image(pixels, None, Pass::Eval)),
