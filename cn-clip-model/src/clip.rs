@@ -31,7 +31,8 @@ pub enum Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
-    pub(crate) fn rng(&self) -> Option<&'a SampleRng> {
+    /// Random streams of the samples, in training.
+    pub fn rng(&self) -> Option<&'a SampleRng> {
         match self {
             Self::Eval => None,
             Self::Train { rng, .. } => Some(*rng),
@@ -132,6 +133,14 @@ impl Clip {
     pub fn similarity(&self, image_features: Tensor<2>, text_features: Tensor<2>) -> Tensor<2> {
         let scale = self.logit_scale.val().exp().unsqueeze::<2>();
         image_features.matmul(text_features.transpose()) * scale
+    }
+
+    /// Takes over the running averages of batch norm from a copy of this model: those that
+    /// [`Module::valid`] makes go their own way.
+    pub fn adopt_statistics(&self, copy: &Self) {
+        if let (ImageTower::ResNet(own), ImageTower::ResNet(copy)) = (&self.visual, &copy.visual) {
+            own.adopt_statistics(copy);
+        }
     }
 
     /// Device of the parameters.

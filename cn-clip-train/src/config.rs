@@ -61,6 +61,8 @@ pub struct TrainConfig {
     pub mask_ratio: f64,
     /// Use the image tower, do not train it.
     pub freeze_vision: bool,
+    /// Keep only the inputs of blocks and run each again in the backward pass.
+    pub grad_checkpointing: bool,
     /// Seed of sample order, masks and augmentation.
     pub seed: u64,
     /// Decoding threads; 0 = one per core.
@@ -143,6 +145,7 @@ impl Default for TrainConfig {
             reset_data_offset: false,
             mask_ratio: 0.0,
             freeze_vision: false,
+            grad_checkpointing: false,
             seed: 123,
             num_workers: 0,
             skip_bad_images: false,
@@ -236,6 +239,7 @@ impl TrainConfig {
             ("eps", python_float(self.optimizer.eps)),
             ("exclusive_batches", flag(self.exclusive_batches)),
             ("freeze_vision", flag(self.freeze_vision)),
+            ("grad_checkpointing", flag(self.grad_checkpointing)),
             ("log_interval", self.log_interval.to_string()),
             ("logs", path(&self.logs)),
             ("lr", python_float(self.optimizer.lr)),

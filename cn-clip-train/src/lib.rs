@@ -8,6 +8,7 @@ pub mod optimizer;
 pub mod schedule;
 mod state;
 pub mod step;
+mod tower;
 mod trainer;
 mod validate;
 

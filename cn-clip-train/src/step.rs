@@ -1,10 +1,9 @@
 //! The one training step: encode, gather, loss, surrogate backward.
 //!
-//! The towers use autodiff; the loss does not need it. With one micro-batch its graph is kept;
-//! with several each is encoded without a graph first and again when its gradient is known
-//! (arXiv 2101.06983), by the same masks, so that the gradient is that of the whole batch.
-
-use std::ops::Range;
+//! The towers use autodiff; the loss does not need it. With one micro-batch its graph is kept, or
+//! with checkpointing the inputs of its blocks; with several each is encoded without a graph first
+//! and again when its gradient is known (arXiv 2101.06983), by the same masks, so that the gradient
+//! is that of the whole batch.
 
 use burn::{
     module::Module,
@@ -12,9 +11,12 @@ use burn::{
     tensor::{Device, Int, Tensor, TensorData},
 };
 use cn_clip_data::loader::Batch;
-use cn_clip_model::{Clip, Pass, SampleRng, normalize, token_tensor};
+use cn_clip_model::{Clip, Pass, SampleRng, token_tensor};
 
-use crate::loss::{Gathered, LocalGradient, TILE};
+use crate::{
+    loss::{Gathered, TILE},
+    tower::{Activations, Tower, surrogate},
+};
 
 /// Pairs that are encoded at once.
 #[derive(Debug, Clone)]
@@ -38,6 +40,9 @@ pub struct StepOptions {
     pub mask_ratio: f64,
     /// Whether the image tower is used but not trained.
     pub freeze_vision: bool,
+    /// Whether only the inputs of blocks are kept, and each block is run again in the backward pass:
+    /// less memory for one more forward pass.
+    pub checkpointing: bool,
     /// Whether the towers are computed at the same time, on threads of rayon. Worth it where the
     /// device is the processor: one tower computes in the gaps between the kernels of the other.
     pub concurrent_towers: bool,
@@ -76,34 +81,40 @@ pub fn step(
             rng
         })
         .collect();
-    let keep_graph = batches.len() == 1;
-    let plain = (!keep_graph || options.freeze_vision).then(|| model.valid());
-    let tracked = Encoder { model, options, plain: plain.as_ref() };
-    let untracked =
-        plain.as_ref().filter(|_| !keep_graph).map(|plain| Encoder { model: plain, ..tracked });
-
-    let encoded: Vec<(Tensor<2>, Tensor<2>)> = batches
+    let encoder = Encoder { model, plain: &model.valid(), options, single: batches.len() == 1 };
+    let (encoded, kept): (Vec<_>, Vec<_>) = batches
         .iter()
         .zip(&streams)
-        .map(|(batch, rng)| untracked.as_ref().unwrap_or(&tracked).encode(batch, rng, true))
-        .collect();
-    let join = |part: fn(&(Tensor<2>, Tensor<2>)) -> Tensor<2>| {
-        Tensor::cat(encoded.iter().map(|pair| plain_tensor(part(pair))).collect(), 0)
-    };
-    let gathered = Gathered::local(join(|pair| pair.0.clone()), join(|pair| pair.1.clone()));
+        .map(|(batch, rng)| {
+            let (image, text) = both(
+                options.concurrent_towers,
+                || encoder.encode(Side::Image, batch, rng),
+                || encoder.encode(Side::Text, batch, rng),
+            );
+            ((image.0, text.0), (image.1, text.1))
+        })
+        .unzip();
+    if !encoder.keeps_graph() {
+        model.adopt_statistics(encoder.plain);
+    }
+    let (image, text): (Vec<_>, Vec<_>) = encoded.into_iter().unzip();
+    let gathered = Gathered::local(Tensor::cat(image, 0), Tensor::cat(text, 0));
     let scale: f32 = model.logit_scale.val().inner().exp().into_scalar();
     let local = gathered.statistics(scale, TILE);
     let gradient = gathered.gradient(&local, &local.image_rows, &local.text_rows, scale, TILE);
 
-    let mut graphs = keep_graph.then_some(encoded).into_iter().flatten();
     let mut accumulator = GradientsAccumulator::<Clip>::new();
     let mut start = 0;
-    for (batch, rng) in batches.iter().zip(&streams) {
-        let features = graphs.next().unwrap_or_else(|| tracked.encode(batch, rng, false));
+    for ((batch, rng), (image, text)) in batches.iter().zip(&streams).zip(kept) {
         let range = start..start + batch.size;
         start += batch.size;
-        let (image, text) = backward(model, features, &gradient, range, options);
-        image.into_iter().chain([text]).for_each(|part| accumulator.accumulate(model, part));
+        let part = |gradient: &Tensor<2>| gradient.clone().slice_dim(0, range.clone());
+        let (image, text) = both(
+            options.concurrent_towers,
+            || encoder.backward(Side::Image, batch, rng, image, part(&gradient.image)),
+            || encoder.backward(Side::Text, batch, rng, text, part(&gradient.text)),
+        );
+        image.into_iter().chain(text).for_each(|part| accumulator.accumulate(model, part));
     }
     let mut gradients = accumulator.grads();
     gradients.register(model.logit_scale.id, gradient.logit_scale);
@@ -114,27 +125,6 @@ pub fn step(
         image_accuracy: local.image_correct as f32 / count,
         text_accuracy: local.text_correct as f32 / count,
     }
-}
-
-/// Gradients of the parameters of both towers by those of the features: the derivative of
-/// `features · gradient`. A frozen image tower has none.
-fn backward(
-    model: &Clip,
-    (image, text): (Tensor<2>, Tensor<2>),
-    gradient: &LocalGradient,
-    range: Range<usize>,
-    options: StepOptions,
-) -> (Option<GradientsParams>, GradientsParams) {
-    let part = |features: Tensor<2>, gradient: &Tensor<2>| {
-        let gradient = gradient.clone().slice_dim(0, range.clone());
-        let surrogate = (features * Tensor::from_inner(gradient)).sum();
-        GradientsParams::from_grads(surrogate.backward(), model)
-    };
-    both(
-        options.concurrent_towers,
-        || image.is_autodiff().then(|| part(image, &gradient.image)),
-        || part(text, &gradient.text),
-    )
 }
 
 /// Runs both, at the same time if `concurrently`.
@@ -149,39 +139,110 @@ fn both<A: Send, B: Send>(
     }
 }
 
-/// The same values without a graph.
-fn plain_tensor(tensor: Tensor<2>) -> Tensor<2> {
-    match tensor.is_autodiff() {
-        true => tensor.inner(),
-        false => tensor,
-    }
+/// Which tower.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Image,
+    Text,
 }
 
-/// Encodes micro-batches to normalised features.
-#[derive(Clone, Copy)]
+/// What is kept of a tower between encoding and backward.
+#[allow(clippy::large_enum_variant)] // Two per micro-batch.
+enum Kept {
+    /// The features, with their graph.
+    Graph(Tensor<2>),
+    /// Inputs of the blocks.
+    Activations(Activations),
+    /// Nothing: it is encoded again.
+    Nothing,
+    /// Nothing: it is not trained.
+    Frozen,
+}
+
+/// Encodes micro-batches, and takes gradients back.
 struct Encoder<'a> {
     model: &'a Clip,
+    /// The model without autodiff.
+    plain: &'a Clip,
     options: StepOptions,
-    /// The model without autodiff, for what is not trained.
-    plain: Option<&'a Clip>,
+    /// Whether there is only one micro-batch, of which everything can be kept.
+    single: bool,
 }
 
 impl Encoder<'_> {
-    fn encode(&self, batch: &MicroBatch, rng: &SampleRng, first: bool) -> (Tensor<2>, Tensor<2>) {
-        let (vision, pass) = match (self.options.freeze_vision, self.plain) {
-            (true, Some(plain)) => (plain, Pass::Eval),
-            _ => (self.model, Pass::Train { rng, update_statistics: first }),
+    /// Whether the first pass is that of the model itself, with its graph.
+    fn keeps_graph(&self) -> bool {
+        self.single && !self.options.checkpointing
+    }
+
+    fn tower<'a>(
+        &self,
+        side: Side,
+        model: &'a Clip,
+        batch: &MicroBatch,
+        rng: &SampleRng,
+        pass: Pass<'a>,
+    ) -> Tower<'a> {
+        let device = model.device();
+        match side {
+            Side::Image => {
+                let keep = model.keep_patches(self.options.mask_ratio, rng, &device);
+                Tower::image(model, batch.pixels(&device), keep, pass)
+            }
+            Side::Text => Tower::text(model, batch.tokens(&device), pass),
+        }
+    }
+
+    /// Normalised features without a graph, and what is kept for the backward pass.
+    fn encode(&self, side: Side, batch: &MicroBatch, rng: &SampleRng) -> (Tensor<2>, Kept) {
+        let tower = |model, pass| self.tower(side, model, batch, rng, pass);
+        if side == Side::Image && self.options.freeze_vision {
+            return (tower(self.plain, Pass::Eval).features(), Kept::Frozen);
+        }
+        let pass = Pass::Train { rng, update_statistics: true };
+        match self.single {
+            true if self.keeps_graph() => {
+                let features = tower(self.model, pass).features();
+                (features.clone().inner(), Kept::Graph(features))
+            }
+            true => {
+                let (features, kept) = tower(self.plain, pass).checkpoint();
+                (features, Kept::Activations(kept))
+            }
+            false => (tower(self.plain, pass).features(), Kept::Nothing),
+        }
+    }
+
+    /// Gradients of the parameters, in parts, by those of the normalised features.
+    fn backward(
+        &self,
+        side: Side,
+        batch: &MicroBatch,
+        rng: &SampleRng,
+        kept: Kept,
+        gradient: Tensor<2>,
+    ) -> Vec<GradientsParams> {
+        let pass = Pass::Train { rng, update_statistics: false };
+        let tower = |model| self.tower(side, model, batch, rng, pass);
+        let activations = match kept {
+            Kept::Frozen => return Vec::new(),
+            Kept::Graph(features) => return vec![self.whole(features, gradient)],
+            Kept::Nothing if !self.options.checkpointing => {
+                let features = tower(self.model).features();
+                return vec![self.whole(features, gradient)];
+            }
+            Kept::Nothing => tower(self.plain).checkpoint().1,
+            Kept::Activations(kept) => kept,
         };
-        let image = || {
-            let device = vision.device();
-            let keep = vision.keep_patches(self.options.mask_ratio, rng, &device);
-            normalize(vision.encode_image(batch.pixels(&device), keep, pass))
-        };
-        let text = || {
-            let tokens = batch.tokens(&self.model.device());
-            normalize(self.model.encode_text(tokens, Pass::Train { rng, update_statistics: first }))
-        };
-        both(self.options.concurrent_towers, image, text)
+        let mut parts = Vec::new();
+        tower(self.model).backward(activations, gradient, &mut |gradients| {
+            parts.push(GradientsParams::from_grads(gradients, self.model));
+        });
+        parts
+    }
+
+    fn whole(&self, features: Tensor<2>, gradient: Tensor<2>) -> GradientsParams {
+        GradientsParams::from_grads(surrogate(features, gradient).backward(), self.model)
     }
 }
 

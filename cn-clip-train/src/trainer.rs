@@ -257,6 +257,7 @@ impl Run<'_> {
         let options = StepOptions {
             mask_ratio: self.config.mask_ratio,
             freeze_vision: self.config.freeze_vision,
+            checkpointing: self.config.grad_checkpointing,
             concurrent_towers: self.config.host,
         };
         let model = self.take()?;

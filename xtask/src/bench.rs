@@ -32,6 +32,9 @@ pub struct BenchArgs {
     /// Share of patches that FLIP masks in training
     #[arg(long, default_value_t = 0.0)]
     mask_ratio: f64,
+    /// Gradient checkpointing in training
+    #[arg(long)]
+    grad_checkpointing: bool,
     /// Repetitions after one to warm up
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -166,6 +169,7 @@ impl BenchArgs {
         let options = StepOptions {
             mask_ratio: self.mask_ratio,
             freeze_vision: false,
+            checkpointing: self.grad_checkpointing,
             concurrent_towers: host,
         };
         let mut model = Some(model);

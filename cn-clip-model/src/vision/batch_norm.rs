@@ -65,6 +65,20 @@ impl BatchNorm2d {
         }
         result.output
     }
+
+    /// Takes over the running averages of a copy, which may be without autodiff.
+    pub(crate) fn adopt_statistics(&self, copy: &Self) {
+        let pairs = [
+            (&self.running_mean, &copy.running_mean),
+            (&self.running_var, &copy.running_var),
+            (&self.num_batches_tracked, &copy.num_batches_tracked),
+        ];
+        for (own, copy) in pairs {
+            let value = copy.value_sync();
+            let tracked = own.value().is_autodiff() && !value.is_autodiff();
+            move_to(own, if tracked { Tensor::from_inner(value) } else { value });
+        }
+    }
 }
 
 fn average(state: &RunningState<Tensor<1>>, value: Tensor<1>) {

@@ -99,6 +99,11 @@ impl Bottleneck {
         }
     }
 
+    fn norms(&self) -> impl Iterator<Item = &BatchNorm2d> {
+        let shortcut = self.downsample.as_ref().map(|downsample| &downsample.norm);
+        [&self.bn1, &self.bn2, &self.bn3].into_iter().chain(shortcut)
+    }
+
     fn forward(&self, x: Tensor<4>, pass: Pass<'_>) -> Tensor<4> {
         let y = relu(self.bn1.forward(self.conv1.forward(x.clone()), pass));
         let y = relu(self.bn2.forward(self.conv2.forward(y), pass));
@@ -184,6 +189,16 @@ impl ModifiedResNet {
         let x = relu(self.bn2.forward(self.conv2.forward(x), pass));
         let x = relu(self.bn3.forward(self.conv3.forward(x), pass));
         average_pool(x, 2)
+    }
+
+    /// Takes over the running averages of a copy of this tower.
+    pub(crate) fn adopt_statistics(&self, copy: &Self) {
+        self.norms().zip(copy.norms()).for_each(|(own, copy)| own.adopt_statistics(copy));
+    }
+
+    fn norms(&self) -> impl Iterator<Item = &BatchNorm2d> {
+        let blocks = self.stages().into_iter().flatten().flat_map(Bottleneck::norms);
+        [&self.bn1, &self.bn2, &self.bn3].into_iter().chain(blocks)
     }
 
     /// The four stages in order.

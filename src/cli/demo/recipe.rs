@@ -15,7 +15,7 @@ pub const CONTEXT_LENGTH: usize = 24;
 pub const RUN: &str = "emoji";
 
 /// Steps of the whole demonstration.
-const FULL_STEPS: u64 = 3300;
+const FULL_STEPS: u64 = 3500;
 /// Steps of `--quick`.
 const QUICK_STEPS: u64 = 500;
 

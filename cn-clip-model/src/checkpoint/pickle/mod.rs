@@ -3,8 +3,11 @@
 //! Nothing is executed. The reader knows a fixed list of globals, each with its meaning here, and
 //! refuses any other by name.
 
+mod node;
+mod object;
 mod read;
 mod write;
 
-pub use read::{Node, NodeId, Pickle, PickleError, parse};
+pub use node::{Node, NodeId, Pickle};
+pub use read::{PickleError, parse};
 pub use write::{PickleWriter, Storage};

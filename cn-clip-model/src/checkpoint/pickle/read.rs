@@ -1,11 +1,8 @@
-//! The reader: a stack machine over an arena of nodes.
-//!
-//! Nodes refer to each other by index, so shared and nested objects cost neither copies nor
-//! recursion, and memory is bounded by the size of the input.
+//! The reader: a stack machine over an arena of nodes. Memory is bounded by the size of the input.
 
 use std::collections::HashMap;
 
-use super::super::tensor::ElementType;
+use super::node::{Node, NodeId, Pickle};
 
 /// Why a pickle was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -34,170 +31,6 @@ pub enum PickleError {
     },
 }
 
-/// Index of a node in its [`Pickle`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NodeId(u32);
-
-/// One object.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Node {
-    /// `None`.
-    None,
-    /// A truth value.
-    Bool(bool),
-    /// An integer that fits 64 bits.
-    Int(i64),
-    /// A float.
-    Float(f64),
-    /// A string.
-    Str(String),
-    /// Bytes.
-    Bytes(Vec<u8>),
-    /// A list.
-    List(Vec<NodeId>),
-    /// A tuple, also `torch.Size`.
-    Tuple(Vec<NodeId>),
-    /// A dict or an `OrderedDict`, in order of insertion.
-    Dict(Vec<(NodeId, NodeId)>),
-    /// A known Python name, such as `torch.float16`.
-    Global(&'static str),
-    /// A storage of `count` elements in the archive's entry `data/<key>`.
-    Storage {
-        /// Element type.
-        element: ElementType,
-        /// Name of the archive's entry.
-        key: String,
-        /// Number of elements.
-        count: u64,
-    },
-    /// A tensor.
-    Tensor {
-        /// Its [`Node::Storage`].
-        storage: NodeId,
-        /// First element.
-        offset: u64,
-        /// Shape.
-        shape: Vec<usize>,
-        /// Strides in elements.
-        strides: Vec<usize>,
-    },
-}
-
-/// A parsed pickle.
-#[derive(Debug, Clone)]
-pub struct Pickle {
-    nodes: Vec<Node>,
-    root: NodeId,
-}
-
-impl Pickle {
-    /// The outermost object.
-    pub fn root(&self) -> NodeId {
-        self.root
-    }
-
-    /// An object.
-    pub fn node(&self, id: NodeId) -> &Node {
-        &self.nodes[id.0 as usize]
-    }
-
-    /// Entries of a dict; `None` for anything else.
-    pub fn entries(&self, id: NodeId) -> Option<&[(NodeId, NodeId)]> {
-        match self.node(id) {
-            Node::Dict(entries) => Some(entries),
-            _ => None,
-        }
-    }
-
-    /// Value of a dict under a string key.
-    pub fn get(&self, id: NodeId, key: &str) -> Option<NodeId> {
-        let entries = self.entries(id)?;
-        let same = |(name, _): &&(NodeId, NodeId)| self.str(*name) == Some(key);
-        entries.iter().rev().find(same).map(|(_, value)| *value)
-    }
-
-    /// A string; `None` for anything else.
-    pub fn str(&self, id: NodeId) -> Option<&str> {
-        match self.node(id) {
-            Node::Str(text) => Some(text),
-            _ => None,
-        }
-    }
-
-    /// An integer; `None` for anything else.
-    pub fn int(&self, id: NodeId) -> Option<i64> {
-        match self.node(id) {
-            Node::Int(value) => Some(*value),
-            _ => None,
-        }
-    }
-
-    /// A number as a float; `None` for anything else.
-    pub fn float(&self, id: NodeId) -> Option<f64> {
-        match self.node(id) {
-            Node::Int(value) => Some(*value as f64),
-            Node::Float(value) => Some(*value),
-            _ => None,
-        }
-    }
-
-    /// Items of a list or tuple; `None` for anything else.
-    pub fn items(&self, id: NodeId) -> Option<&[NodeId]> {
-        match self.node(id) {
-            Node::List(items) | Node::Tuple(items) => Some(items),
-            _ => None,
-        }
-    }
-}
-
-/// Every Python name that may occur. Storages map to their element type in [`storage_type`].
-const GLOBALS: &[&str] = &[
-    "collections.OrderedDict",
-    "torch._utils._rebuild_tensor",
-    "torch._utils._rebuild_tensor_v2",
-    "torch._utils._rebuild_parameter",
-    "torch.Size",
-    "torch.device",
-    "torch.float64",
-    "torch.float32",
-    "torch.float16",
-    "torch.bfloat16",
-    "torch.int64",
-    "torch.DoubleStorage",
-    "torch.FloatStorage",
-    "torch.HalfStorage",
-    "torch.BFloat16Storage",
-    "torch.LongStorage",
-    "torch.IntStorage",
-    "torch.ShortStorage",
-    "torch.CharStorage",
-    "torch.ByteStorage",
-    "torch.BoolStorage",
-    "numpy.core.multiarray.scalar",
-    "numpy._core.multiarray.scalar",
-    "numpy.dtype",
-    "_codecs.encode",
-];
-
-fn storage_type(global: &str) -> Option<ElementType> {
-    Some(match global {
-        "torch.DoubleStorage" => ElementType::F64,
-        "torch.FloatStorage" => ElementType::F32,
-        "torch.HalfStorage" => ElementType::F16,
-        "torch.BFloat16Storage" => ElementType::Bf16,
-        "torch.LongStorage" => ElementType::I64,
-        "torch.IntStorage" => ElementType::I32,
-        "torch.ShortStorage" => ElementType::I16,
-        "torch.CharStorage" => ElementType::I8,
-        "torch.ByteStorage" => ElementType::U8,
-        "torch.BoolStorage" => ElementType::Bool,
-        _ => return None,
-    })
-}
-
-/// Most dimensions a tensor may have.
-const MAX_RANK: usize = 16;
-
 /// Parses one pickle, protocols 0 to 5 as far as data needs them.
 pub fn parse(bytes: &[u8]) -> Result<Pickle, PickleError> {
     let mut machine = Machine {
@@ -213,17 +46,17 @@ pub fn parse(bytes: &[u8]) -> Result<Pickle, PickleError> {
     Ok(Pickle { nodes: machine.nodes, root })
 }
 
-struct Machine<'a> {
-    bytes: &'a [u8],
+pub(super) struct Machine<'a> {
+    pub bytes: &'a [u8],
     at: usize,
     nodes: Vec<Node>,
-    stack: Vec<NodeId>,
+    pub stack: Vec<NodeId>,
     marks: Vec<usize>,
     memo: HashMap<u64, NodeId>,
-    copied: usize,
+    pub copied: usize,
 }
 
-type Step<T = ()> = Result<T, PickleError>;
+pub(super) type Step<T = ()> = Result<T, PickleError>;
 
 impl<'a> Machine<'a> {
     fn run(&mut self) -> Step<NodeId> {
@@ -375,7 +208,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    fn damaged(&self, reason: &'static str) -> PickleError {
+    pub fn damaged(&self, reason: &'static str) -> PickleError {
         PickleError::Damaged { at: self.at, reason }
     }
 
@@ -400,11 +233,11 @@ impl<'a> Machine<'a> {
         std::str::from_utf8(&rest[..end]).map_err(|_| self.damaged("text that is not UTF-8"))
     }
 
-    fn get(&self, id: NodeId) -> &Node {
+    pub fn get(&self, id: NodeId) -> &Node {
         &self.nodes[id.0 as usize]
     }
 
-    fn push(&mut self, node: Node) {
+    pub fn push(&mut self, node: Node) {
         self.stack.push(NodeId(self.nodes.len() as u32));
         self.nodes.push(node);
     }
@@ -413,14 +246,14 @@ impl<'a> Machine<'a> {
         self.marks.last().copied().unwrap_or(0)
     }
 
-    fn pop(&mut self) -> Step<NodeId> {
+    pub fn pop(&mut self) -> Step<NodeId> {
         if self.stack.len() <= self.floor() {
             return Err(self.damaged("empty stack"));
         }
         self.stack.pop().ok_or_else(|| self.damaged("empty stack"))
     }
 
-    fn take(&mut self, count: usize) -> Step<Vec<NodeId>> {
+    pub fn take(&mut self, count: usize) -> Step<Vec<NodeId>> {
         let start = self.stack.len().checked_sub(count).filter(|start| *start >= self.floor());
         let start = start.ok_or_else(|| self.damaged("too few objects on the stack"))?;
         Ok(self.stack.split_off(start))
@@ -507,134 +340,6 @@ impl<'a> Machine<'a> {
         };
         self.push(node);
         Ok(())
-    }
-
-    fn global(&mut self, module: &str, name: &str) -> Step {
-        let full = format!("{module}.{name}");
-        match GLOBALS.iter().find(|known| **known == full) {
-            Some(known) => self.push(Node::Global(known)),
-            None => return Err(PickleError::Global(full)),
-        }
-        Ok(())
-    }
-
-    /// `('storage', torch.FloatStorage, '0', 'cpu', 1024)`.
-    fn persistent(&mut self) -> Step {
-        let id = self.pop()?;
-        let storage = || -> Option<Node> {
-            let Node::Tuple(parts) = self.get(id) else { return None };
-            let [tag, kind, key, _, count] = parts[..] else { return None };
-            let (Node::Str(tag), Node::Global(kind)) = (self.get(tag), self.get(kind)) else {
-                return None;
-            };
-            let (Node::Str(key), Node::Int(count)) = (self.get(key), self.get(count)) else {
-                return None;
-            };
-            let (element, count) = (storage_type(kind)?, u64::try_from(*count).ok()?);
-            (tag == "storage").then(|| Node::Storage { element, key: key.clone(), count })
-        };
-        let node = storage().ok_or_else(|| self.damaged("a storage in an unknown form"))?;
-        self.push(node);
-        Ok(())
-    }
-
-    fn reduce(&mut self) -> Step {
-        let parts = self.take(2)?;
-        let (Node::Global(global), Node::Tuple(args)) = (self.get(parts[0]), self.get(parts[1]))
-        else {
-            return Err(self.damaged("a call of something that has no name"));
-        };
-        let made = match *global {
-            "collections.OrderedDict" => self.ordered_dict(args),
-            "torch._utils._rebuild_tensor" | "torch._utils._rebuild_tensor_v2" => self.tensor(args),
-            "torch.device" => Some(Node::None),
-            "numpy.core.multiarray.scalar" | "numpy._core.multiarray.scalar" => {
-                self.numpy_scalar(args)
-            }
-            "_codecs.encode" => self.latin1(args),
-            "torch._utils._rebuild_parameter" | "torch.Size" | "numpy.dtype" => {
-                // The first argument stands for the object.
-                let id = args.first().copied();
-                self.stack.push(id.ok_or_else(|| self.damaged("a call without arguments"))?);
-                return Ok(());
-            }
-            _ => None,
-        };
-        let node = made.ok_or_else(|| self.damaged("a call with unusual arguments"))?;
-        self.charge(&node)?;
-        self.push(node);
-        Ok(())
-    }
-
-    /// Calls copy their arguments, and a stored argument can be used over and over: what is
-    /// copied in all must stay within the size of the input.
-    fn charge(&mut self, node: &Node) -> Step {
-        self.copied += match node {
-            Node::Dict(entries) => entries.len(),
-            Node::Bytes(bytes) => bytes.len(),
-            _ => 0,
-        };
-        match self.copied > self.bytes.len() {
-            true => Err(self.damaged("objects that multiply")),
-            false => Ok(()),
-        }
-    }
-
-    fn ordered_dict(&self, args: &[NodeId]) -> Option<Node> {
-        let Some(list) = args.first() else { return Some(Node::Dict(Vec::new())) };
-        let (Node::List(items) | Node::Tuple(items)) = self.get(*list) else { return None };
-        let pair = |id: &NodeId| match self.get(*id) {
-            Node::List(pair) | Node::Tuple(pair) if pair.len() == 2 => Some((pair[0], pair[1])),
-            _ => None,
-        };
-        items.iter().map(pair).collect::<Option<_>>().map(Node::Dict)
-    }
-
-    fn tensor(&self, args: &[NodeId]) -> Option<Node> {
-        let [storage, offset, shape, strides, ..] = *args else { return None };
-        let Node::Storage { .. } = self.get(storage) else { return None };
-        let Node::Int(offset) = self.get(offset) else { return None };
-        let sizes = |id: NodeId| -> Option<Vec<usize>> {
-            let Node::Tuple(items) = self.get(id) else { return None };
-            let size = |id: &NodeId| match self.get(*id) {
-                Node::Int(value) => usize::try_from(*value).ok(),
-                _ => None,
-            };
-            items.iter().map(size).collect()
-        };
-        let (shape, strides) = (sizes(shape)?, sizes(strides)?);
-        let offset = u64::try_from(*offset).ok()?;
-        (shape.len() == strides.len() && shape.len() <= MAX_RANK).then_some(Node::Tensor {
-            storage,
-            offset,
-            shape,
-            strides,
-        })
-    }
-
-    /// A numpy scalar: the type's name (`f8`) and its little-endian bytes.
-    fn numpy_scalar(&self, args: &[NodeId]) -> Option<Node> {
-        let [kind, bytes] = *args else { return None };
-        let (Node::Str(kind), Node::Bytes(bytes)) = (self.get(kind), self.get(bytes)) else {
-            return None;
-        };
-        Some(match kind.as_str() {
-            "f8" => Node::Float(f64::from_le_bytes(bytes.as_slice().try_into().ok()?)),
-            "f4" => Node::Float(f32::from_le_bytes(bytes.as_slice().try_into().ok()?).into()),
-            "i8" => Node::Int(i64::from_le_bytes(bytes.as_slice().try_into().ok()?)),
-            "i4" => Node::Int(i32::from_le_bytes(bytes.as_slice().try_into().ok()?).into()),
-            "b1" => Node::Bool(*bytes.first()? != 0),
-            _ => return None,
-        })
-    }
-
-    fn latin1(&self, args: &[NodeId]) -> Option<Node> {
-        let [text, codec] = *args else { return None };
-        let (Node::Str(text), Node::Str(codec)) = (self.get(text), self.get(codec)) else {
-            return None;
-        };
-        let bytes = text.chars().map(|c| u8::try_from(u32::from(c)).ok()).collect::<Option<_>>();
-        bytes.filter(|_| codec == "latin1").map(Node::Bytes)
     }
 }
 
