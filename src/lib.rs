@@ -14,7 +14,7 @@
 //! let model = checkpoint::load(Clip::init(&config, &device, 0), &weights)?.valid();
 //!
 //! let side = config.vision.image_resolution;
-//! let pixels = ImageTransform::new(side).path_pixels("cat.jpg".as_ref())?;
+//! let pixels = ImageTransform::new(side).path_pixels(std::path::Path::new("cat.jpg"))?;
 //! let pixels = Tensor::from_data(TensorData::new(pixels, [1, 3, side, side]), &device);
 //! let image = normalize(model.encode_image(pixels, None, Pass::Eval));
 //!

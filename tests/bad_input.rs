@@ -9,20 +9,16 @@ mod run;
 #[path = "support/tiny.rs"]
 mod tiny;
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, path::Path};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use golden::fixture;
 use run::{fail, succeed};
 use tempfile::TempDir;
-use tiny::{towers, train, weights};
+use tiny::{flag, towers, train, weights};
 
 fn directory() -> TempDir {
     tempfile::tempdir().unwrap()
-}
-
-fn flag(name: &str, path: &Path) -> String {
-    format!("--{name}={}", path.display())
 }
 
 /// Writes and builds a split `x` of these pictures and texts below `directory`; returns the LMDB.
@@ -58,6 +54,25 @@ fn train_on(directory: &Path, data: &Path, more: &[&str]) -> Vec<String> {
     args
 }
 
+/// Arguments of an extraction by the recorded weights.
+fn extract(directory: &Path, more: [String; 3]) -> Vec<String> {
+    let mut args = vec!["extract-features".to_string(), "--context-length=24".to_string()];
+    args.push(flag("resume", &weights()));
+    args.extend(more);
+    args.extend(towers(directory));
+    args
+}
+
+fn extract_images(directory: &Path, data: &Path) -> Vec<String> {
+    let output = flag("image-feat-output-path", &directory.join("images.jsonl"));
+    extract(directory, ["--extract-image-feats".into(), flag("image-data", data), output])
+}
+
+fn extract_texts(directory: &Path, data: &Path) -> Vec<String> {
+    let output = flag("text-feat-output-path", &directory.join("texts.jsonl"));
+    extract(directory, ["--extract-text-feats".into(), flag("text-data", data), output])
+}
+
 #[test]
 fn missing_files_and_directories_are_named() {
     let dir = directory();
@@ -82,6 +97,26 @@ fn missing_files_and_directories_are_named() {
     let output = flag("output", &dir.path().join("x.safetensors"));
     let error = fail(["preprocess", "none.png", &output], 1);
     assert!(error.contains("none.png"), "{error}");
+    let error = fail(extract_images(dir.path(), &none), 1);
+    assert!(error.contains("--image-data") && error.contains("none"), "{error}");
+    assert!(
+        fail(extract_texts(dir.path(), &dir.path().join("none.jsonl")), 1).contains("none.jsonl")
+    );
+    let validation = flag("val-data", &none);
+    let mut args = train(dir.path(), &["--name=d"]);
+    args[2] = validation;
+    assert!(fail(args, 1).contains("--val-data"));
+    assert!(!dir.path().join("d").exists(), "nothing is begun");
+    for command in ["evaluation", "evaluation-tr"] {
+        let report = dir.path().join("report.json").display().to_string();
+        let error = fail([command, "none.jsonl", "none_too.jsonl", &report], 1);
+        assert!(error.contains("none.jsonl"), "{error}");
+        let annotations = fixture("eval/valid_texts.jsonl").display().to_string();
+        let error = fail([command, &annotations, "none_too.jsonl", &report], 1);
+        assert!(error.contains("none_too.jsonl"), "{error}");
+    }
+    let error = fail(["transform-ir-annotation-to-tr", "--input=none.jsonl"], 1);
+    assert!(error.contains("none.jsonl"), "{error}");
     let (images, texts) = (flag("image-feats", &none), flag("text-feats", &none));
     let error = fail(["make-topk-predictions", &images, &texts, &output], 1);
     assert!(error.contains("none"), "{error}");
@@ -107,16 +142,7 @@ fn a_bad_picture_stops_training_or_is_counted() {
 
     let out = dir.path().join("images.jsonl");
     fs::write(&out, "kept").unwrap();
-    let mut args = vec![
-        "extract-features".to_string(),
-        "--extract-image-feats".to_string(),
-        flag("image-data", &data.join("imgs")),
-        flag("image-feat-output-path", &out),
-        flag("resume", &weights()),
-        "--context-length=24".to_string(),
-    ];
-    args.extend(towers(dir.path()));
-    let error = fail(args, 1);
+    let error = fail(extract_images(dir.path(), &data.join("imgs")), 1);
     assert!(error.contains("image 3"), "{error}");
     assert_eq!(fs::read_to_string(&out).unwrap(), "kept");
 
@@ -144,44 +170,50 @@ fn corrupt_databases_are_named() {
     }
     let error = fail(train_on(dir.path(), &data, &["--name=a"]), 1);
     assert!(error.contains("data.mdb") && error.contains("build it again"), "{error}");
+    let error = fail(extract_images(dir.path(), &data.join("imgs")), 1);
+    assert!(error.contains("imgs/data.mdb") && error.contains("build it again"), "{error}");
     fs::write(data.join("pairs/data.mdb"), "no database").unwrap();
     let error = fail(train_on(dir.path(), &data, &["--name=b"]), 1);
     assert!(error.contains("data.mdb"), "{error}");
+    // The wrong one of two whole databases.
+    let pairs = fixture("dataset/lmdb/valid/pairs");
+    let error = fail(extract_images(dir.path(), &pairs), 1);
+    assert!(error.contains("--image-data") && error.contains("num_images"), "{error}");
+    assert!(!dir.path().join("images.jsonl").exists());
 }
 
 #[test]
-fn what_is_no_checkpoint_is_refused() {
+fn pairs_without_their_pictures_stop_training() {
     let dir = directory();
-    let archive = fs::read(weights()).unwrap();
-    for (name, bytes) in [
-        ("text.pt", &b"not a checkpoint"[..]),
-        ("empty.pt", &b""[..]),
-        ("cut.pt", &archive[..archive.len() / 2]),
-        ("zip.pt", &b"PK\x05\x06\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"[..]),
-    ] {
-        let path = dir.path().join(name);
-        fs::write(&path, bytes).unwrap();
-        let error = fail(train(dir.path(), &["--name=a", &flag("resume", &path)]), 1);
-        assert!(error.contains(name), "{error}");
+    let data = dir.path().join("lmdb");
+    for (split, part) in [("train", "pairs"), ("valid", "imgs")] {
+        fs::create_dir_all(data.join(part)).unwrap();
+        let from = fixture("dataset/lmdb").join(split).join(part).join("data.mdb");
+        fs::write(data.join(part).join("data.mdb"), fs::read(from).unwrap()).unwrap();
     }
+    for more in [&["--name=a"][..], &["--name=b", "--skip-bad-images"]] {
+        let error = fail(train_on(dir.path(), &data, more), 1);
+        let last = error.lines().last().unwrap();
+        assert!(last.starts_with("error: image ") && last.contains("lmdb/imgs"), "{error}");
+        assert!(last.contains("build the data set again"), "{error}");
+    }
+    // So it is with the pictures of the validation.
+    let mut args = train(dir.path(), &["--name=c", "--max-steps=2"]);
+    args[2] = flag("val-data", &data);
+    assert!(fail(args, 1).contains("build the data set again"));
 }
 
 #[test]
-fn another_architecture_is_one_error_that_lists_the_keys() {
+fn a_split_of_texts_without_pictures_cannot_be_trained_on() {
     let dir = directory();
-    let config = fs::read_to_string(tiny::tiny_model(dir.path())).unwrap();
-    let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
-    config["vision_width"] = 48.into();
-    config["text_num_hidden_layers"] = 3.into();
-    let path = dir.path().join("other.json");
-    fs::write(&path, config.to_string()).unwrap();
-    let mut args = train(dir.path(), &["--name=a", &flag("resume", &weights())]);
-    args.retain(|arg| !arg.contains("-model="));
-    args.extend([flag("vision-model", &path), flag("text-model", &path)]);
-    let error = fail(args, 1);
-    for part in ["init_fp16.pt", "visual.proj", "[48", "bert.encoder.layer.2."] {
-        assert!(error.contains(part), "{part} is not in {error}");
-    }
+    let picture =
+        BASE64_STANDARD.encode(fs::read(fixture("preprocess/01_gradient_rgb.png")).unwrap());
+    let line = "{\"text_id\": 1, \"text\": \"图\", \"image_ids\": []}\n";
+    let data = build(dir.path(), &format!("1\t{picture}\n"), line);
+    let error = fail(train_on(dir.path(), &data, &["--name=a"]), 1);
+    assert!(error.contains("lmdb/x") || error.contains("--train-data"), "{error}");
+    // But its pictures are there.
+    assert!(succeed(extract_images(dir.path(), &data.join("imgs"))).contains("1 image features"));
 }
 
 #[test]
@@ -202,7 +234,23 @@ fn senseless_batches_name_their_flag() {
         args.extend(flags.iter().map(|flag| flag.to_string()));
         let error = fail(args, code);
         assert!(error.contains(named), "{flags:?}: {error}");
+        assert!(!dir.path().join("a/checkpoints").exists(), "{flags:?}: nothing is begun");
     }
+    for (args, named) in [
+        (&["extract-features", "--img-batch-size=0"][..], "--img-batch-size"),
+        (&["extract-features", "--text-batch-size=0"], "--text-batch-size"),
+        (&["make-topk-predictions", "--eval-batch-size=0"], "--eval-batch-size"),
+        (&["make-topk-predictions-tr", "--top-k=0"], "--top-k"),
+        (&["preprocess", "x.png", "--resolution=0"], "--resolution"),
+        (&["tokenize", "--context-length=1"], "--context-length"),
+    ] {
+        assert!(fail(args, 2).contains(named), "{args:?}");
+    }
+    // Batches larger than the data are one batch where nothing is learned.
+    let data = fixture("dataset/lmdb/valid/imgs");
+    let mut args = extract_images(dir.path(), &data);
+    args.push("--img-batch-size=1000".to_string());
+    assert!(succeed(args).contains("image features are stored"));
 }
 
 #[test]
@@ -224,15 +272,7 @@ fn texts_without_pictures_and_empty_splits_are_refused() {
     // Queries of an extraction.
     let texts = dir.path().join("none.jsonl");
     fs::write(&texts, "").unwrap();
-    let mut args = vec![
-        "extract-features".to_string(),
-        "--extract-text-feats".to_string(),
-        flag("text-data", &texts),
-        flag("resume", &weights()),
-        "--context-length=24".to_string(),
-    ];
-    args.extend(towers(dir.path()));
-    assert!(fail(args, 1).contains("none.jsonl"));
+    assert!(fail(extract_texts(dir.path(), &texts), 1).contains("none.jsonl"));
 }
 
 #[test]
@@ -251,6 +291,15 @@ fn texts_of_only_spaces_are_tokenized_as_the_empty_text() {
     let output = run::run(["tokenize", "--context-length=4", &flag("input", &input)]);
     let line: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(line["ids"], serde_json::json!([101, 102, 0, 0]));
+    // Their features are those of the empty text.
+    let line = |id, text| serde_json::json!({"text_id": id, "text": text}).to_string() + "\n";
+    let texts = line(1, "   ") + &line(2, "\u{3000}\t") + &line(3, "");
+    fs::write(&input, texts).unwrap();
+    succeed(extract_texts(dir.path(), &input));
+    let output = fs::read_to_string(dir.path().join("texts.jsonl")).unwrap();
+    let features: Vec<_> = output.lines().filter_map(|line| line.split_once(", ")).collect();
+    assert_eq!(features.len(), 3);
+    assert!(features.iter().all(|(_, feature)| *feature == features[0].1));
 }
 
 #[test]
@@ -265,71 +314,13 @@ fn features_that_are_not_finite_are_refused_by_line() {
         );
         fs::write(&images, image).unwrap();
         fs::write(&texts, "{\"text_id\": 1, \"feature\": [0.5, 1.0]}\n").unwrap();
-        let args = [
-            "make-topk-predictions".to_string(),
-            flag("image-feats", &images),
-            flag("text-feats", &texts),
-            flag("output", &output),
-        ];
-        let error = fail(args, 1);
-        assert!(error.contains("i.jsonl:2"), "{bad}: {error}");
+        for command in ["make-topk-predictions", "make-topk-predictions-tr"] {
+            let (images, texts) = (flag("image-feats", &images), flag("text-feats", &texts));
+            let error = fail([command, &images, &texts, &flag("output", &output)], 1);
+            assert!(error.contains("i.jsonl:2"), "{bad}: {error}");
+        }
         assert_eq!(fs::read_to_string(&output).unwrap(), "kept");
     }
-}
-
-/// Files may grow to this many blocks of 1024 bytes only, as on a full disk.
-#[cfg(unix)]
-fn with_small_files(blocks: u32, args: &[String]) -> (Option<i32>, String) {
-    let script = format!("ulimit -f {blocks}; trap '' XFSZ; exec \"$@\"");
-    let output = Command::new("bash")
-        .args(["-c", &script, "sh", env!("CARGO_BIN_EXE_cn-clip")])
-        .args(args)
-        .output()
-        .unwrap();
-    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
-}
-
-#[cfg(unix)]
-#[test]
-fn a_full_disk_leaves_the_last_checkpoint_whole() {
-    let dir = directory();
-    succeed(train(dir.path(), &["--name=a", "--max-steps=1"]));
-    let latest = dir.path().join("a/checkpoints/epoch_latest.pt");
-    let before = fs::read(&latest).unwrap();
-    let files = |directory: &Path| -> Vec<String> {
-        let name = |entry: std::io::Result<fs::DirEntry>| {
-            entry.unwrap().file_name().into_string().unwrap()
-        };
-        let mut names: Vec<String> = fs::read_dir(directory).unwrap().map(name).collect();
-        names.sort();
-        names
-    };
-    let there = files(&dir.path().join("a/checkpoints"));
-    let (code, error) = with_small_files(100, &train(dir.path(), &["--name=a", "--max-steps=2"]));
-    assert_eq!(code, Some(1), "{error}");
-    assert!(error.contains(".pt") && !error.contains("panicked"), "{error}");
-    assert_eq!(fs::read(&latest).unwrap(), before);
-    assert_eq!(files(&dir.path().join("a/checkpoints")), there);
-    // And it can be continued once there is room.
-    assert!(succeed(train(dir.path(), &["--name=a", "--max-steps=2"])).contains("2/2"));
-}
-
-#[cfg(unix)]
-#[test]
-fn a_full_disk_leaves_the_last_data_set_whole() {
-    let dir = directory();
-    let picture = BASE64_STANDARD.encode(fs::read(fixture("preprocess/03_scene.jpg")).unwrap());
-    let lmdb = build(dir.path(), &format!("1\t{picture}\n"), &pair(1, "图", 1));
-    let before = fs::read(lmdb.join("imgs/data.mdb")).unwrap();
-    let tsv: String = (1..100).map(|id| format!("{id}\t{picture}\n")).collect();
-    fs::write(dir.path().join("x_imgs.tsv"), tsv).unwrap();
-    let args =
-        ["build-lmdb-dataset", &flag("data-dir", dir.path()), "--splits=x"].map(str::to_string);
-    let (code, error) = with_small_files(200, &args);
-    assert_eq!(code, Some(1), "{error}");
-    assert!(error.contains('x') && !error.contains("panicked"), "{error}");
-    assert_eq!(fs::read(lmdb.join("imgs/data.mdb")).unwrap(), before);
-    assert_eq!(fs::read_dir(dir.path().join("lmdb")).unwrap().count(), 1, "nothing half is left");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::Write,
+    io::{self, Write},
     path::PathBuf,
 };
 
@@ -51,10 +51,10 @@ impl RunLog {
     fn line(&self, level: &str, message: &str) {
         let time = Zoned::now().strftime("%Y-%m-%d,%H:%M:%S").to_string();
         let line = format!("{time} | {level} | Rank 0 | {message}");
-        if self.console {
-            self.bar.suspend(|| eprintln!("{line}"));
-        }
         // The run matters more than its log: a full disk shows when a checkpoint is saved.
+        if self.console {
+            let _ = self.bar.suspend(|| writeln!(io::stderr(), "{line}"));
+        }
         if let Some((_, file)) = &self.file {
             let mut file: &File = file;
             let _ = writeln!(file, "{line}");

@@ -2,9 +2,12 @@
 
 use std::path::PathBuf;
 
+use anyhow::Context;
 use clap::Args;
 use cn_clip_eval::evaluation::evaluate_to_file;
 use cn_clip_eval::predictions::Direction;
+
+use super::print;
 
 /// Files of both directions.
 #[derive(Debug, Args)]
@@ -35,10 +38,10 @@ pub fn run_tr(args: &EvaluationArgs) -> anyhow::Result<()> {
 
 fn evaluate(args: &EvaluationArgs, direction: Direction) -> anyhow::Result<()> {
     let EvaluationArgs { reference, predictions, output } = args;
-    let scores = evaluate_to_file(direction, reference, predictions, output)?;
-    println!(
-        "R@1 {:.2}  R@5 {:.2}  R@10 {:.2}  mean recall {:.2}",
+    let scores = evaluate_to_file(direction, reference, predictions, output)
+        .with_context(|| format!("scoring {}", predictions.display()))?;
+    print(&format!(
+        "R@1 {:.2}  R@5 {:.2}  R@10 {:.2}  mean recall {:.2}\n",
         scores.r1, scores.r5, scores.r10, scores.mean_recall
-    );
-    Ok(())
+    ))
 }

@@ -133,7 +133,8 @@ fn texts(args: &ExtractFeaturesArgs, model: &Clip, path: &Path) -> anyhow::Resul
         }
         bar.inc(count as u64);
         Ok::<(), FeatureError>(())
-    })?;
+    })
+    .with_context(|| weights(args))?;
     bar.finish_and_clear();
     let count = writer.finish()?;
     eprintln!("{count} text features are stored in {}", output.display());
@@ -175,11 +176,16 @@ fn images(
             bar.inc(ids.len() as u64);
             Ok::<(), FeatureError>(())
         },
-    )?;
+    )
+    .with_context(|| weights(args))?;
     bar.finish_and_clear();
     let count = writer.finish()?;
     eprintln!("{count} image features are stored in {}", output.display());
     Ok(())
+}
+
+fn weights(args: &ExtractFeaturesArgs) -> String {
+    format!("extracting with {}", args.resume.display())
 }
 
 fn progress(total: usize, what: &'static str) -> ProgressBar {

@@ -13,8 +13,9 @@ mod tokenize;
 mod train;
 mod transform_ir_annotation;
 
-use std::io;
+use std::io::{self, Write};
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 use tracing_subscriber::filter::LevelFilter;
 
@@ -84,7 +85,15 @@ pub fn start_logging(debug: bool) {
         .with_writer(io::stderr)
         .with_target(false)
         .without_time()
+        // It would panic where standard error cannot be written.
+        .log_internal_errors(false)
         .init();
+}
+
+/// Prints a result. `println!` would panic where standard output is a full disk or a closed pipe.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut output = io::stdout().lock();
+    output.write_all(text.as_bytes()).and_then(|()| output.flush()).context("standard output")
 }
 
 /// Whether a command ended because nobody reads its output any more.

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context;
 use burn::{module::Module, tensor::Device};
 use clap::Args;
 use cn_clip_model::{
@@ -38,5 +37,5 @@ impl TowerArgs {
 pub fn load(config: &ClipConfig, path: &PathBuf, device: &Device) -> anyhow::Result<Clip> {
     let loaded = Checkpoint::open(path)
         .and_then(|checkpoint| checkpoint::load(Clip::init(config, device, 0), &checkpoint));
-    Ok(loaded.with_context(|| format!("loading {}", path.display()))?.valid())
+    Ok(loaded?.valid())
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use burn::tensor::{Tensor, TensorData, activation::softmax};
 use clap::Args;
 use cn_clip_data::{
@@ -14,6 +14,7 @@ use cn_clip_model::{ClipConfig, Pass, hub, normalize, token_tensor};
 use super::{
     device::DeviceArg,
     model::{self, TowerArgs},
+    print,
 };
 
 /// Flags of `cn-clip similarity`.
@@ -69,11 +70,15 @@ pub fn run(args: &SimilarityArgs) -> anyhow::Result<()> {
     let texts = normalize(model.encode_text(token_tensor(&tokens, length, &device), Pass::Eval));
     let probabilities: Vec<f32> =
         softmax(model.similarity(images, texts), 1).into_data().try_into_vec()?;
+    if probabilities.iter().any(|probability| !probability.is_finite()) {
+        bail!("{}: the weights give features that are NaN or infinite", path.display());
+    }
+    let mut lines = String::new();
     for (image, row) in args.images.iter().zip(probabilities.chunks(args.text.len())) {
-        println!("{}", image.display());
+        lines.push_str(&format!("{}\n", image.display()));
         for (text, probability) in args.text.iter().zip(row) {
-            println!("  {probability:.6}  {text}");
+            lines.push_str(&format!("  {probability:.6}  {text}\n"));
         }
     }
-    Ok(())
+    print(&lines)
 }

@@ -41,5 +41,5 @@ pub fn run(args: &TokenizeArgs) -> anyhow::Result<()> {
             tokenize_lines(tokenizer, reader, &mut writer, "standard input", length, dataset)
         }
     };
-    Ok(result??)
+    Ok(result.context("standard output")??)
 }

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 use cn_clip_eval::annotation::transform_ir_to_tr;
 
+use super::print;
+
 /// Flags of the command.
 #[derive(Debug, Args)]
 pub struct TransformIrAnnotationArgs {
@@ -18,6 +20,5 @@ pub struct TransformIrAnnotationArgs {
 /// # Errors
 /// Names the file and line that is wrong; nothing is written then.
 pub fn run(args: &TransformIrAnnotationArgs) -> anyhow::Result<()> {
-    println!("{}", transform_ir_to_tr(&args.input)?.display());
-    Ok(())
+    print(&format!("{}\n", transform_ir_to_tr(&args.input)?.display()))
 }

@@ -25,6 +25,11 @@ pub fn towers(directory: &Path) -> [String; 2] {
     [format!("--vision-model={path}"), format!("--text-model={path}")]
 }
 
+/// A flag that takes a path.
+pub fn flag(name: &str, path: &Path) -> String {
+    format!("--{name}={}", path.display())
+}
+
 /// The recorded initial weights.
 pub fn weights() -> PathBuf {
     fixture("train_run/init_fp16.pt")

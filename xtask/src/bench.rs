@@ -35,6 +35,9 @@ pub struct BenchArgs {
     /// Gradient checkpointing in training
     #[arg(long)]
     grad_checkpointing: bool,
+    /// One tower after the other in training, also on the processor
+    #[arg(long)]
+    sequential_towers: bool,
     /// Repetitions after one to warm up
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -170,7 +173,7 @@ impl BenchArgs {
             mask_ratio: self.mask_ratio,
             freeze_vision: false,
             checkpointing: self.grad_checkpointing,
-            concurrent_towers: host,
+            concurrent_towers: host && !self.sequential_towers,
         };
         let mut model = Some(model);
         self.time(|index| {

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     fs::File,
-    io::{self, BufWriter, Write},
+    io::{self, BufWriter, Seek, SeekFrom, Write},
     path::Path,
 };
 
@@ -85,7 +85,7 @@ fn write(
     let mut plan = Plan::default();
     let pickle = describe(&specs, progress, optimizer, &mut plan);
     let root = path.file_stem().map_or("archive".into(), |stem| stem.to_string_lossy());
-    let mut zip = ZipWriter::new(BufWriter::with_capacity(1 << 20, file));
+    let mut zip = ZipWriter::new(BufWriter::with_capacity(1 << 20, Sink { file, failed: false }));
     let options = SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
     let entry = |zip: &mut ZipWriter<_>, name: &str, bytes: &[u8]| -> io::Result<()> {
         let options = options.with_alignment(ALIGNMENT).large_file(bytes.len() >= LARGE);
@@ -120,6 +120,35 @@ fn write(
     }
     entry(&mut zip, "version", b"3\n")?;
     zip.finish()?.flush()
+}
+
+/// A file that reports its first error and then swallows what is written: `ZipWriter` tries to end
+/// the archive when it is dropped, and prints to standard error when it cannot.
+struct Sink<'a> {
+    file: &'a File,
+    failed: bool,
+}
+
+impl Write for Sink<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.failed {
+            return Ok(bytes.len());
+        }
+        let written = self.file.write(bytes);
+        let error = written.as_ref().err();
+        self.failed = error.is_some_and(|error| error.kind() != io::ErrorKind::Interrupted);
+        written
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Seek for Sink<'_> {
+    fn seek(&mut self, position: SeekFrom) -> io::Result<u64> {
+        self.file.seek(position)
+    }
 }
 
 /// What each storage holds, in order of their keys.
