@@ -169,3 +169,16 @@ fn weights_that_are_not_finite_give_no_results() {
     assert!(error.contains("the loss is NaN"), "{error}");
     assert!(!dir.path().join("a/checkpoints/epoch_latest.pt").exists());
 }
+
+#[test]
+fn a_flipped_bit_in_the_weights_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bytes = fs::read(weights()).unwrap();
+    let (at, count) = (bytes.len() / 2, bytes.len());
+    assert!(count > 100_000, "in the middle lie the word embeddings");
+    bytes[at] ^= 1;
+    let path = dir.path().join("flipped.pt");
+    fs::write(&path, bytes).unwrap();
+    let error = fail(train(dir.path(), &["--name=a", &flag("resume", &path)]), 1);
+    assert!(error.contains("flipped.pt") && error.contains("checksum"), "{error}");
+}

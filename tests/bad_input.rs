@@ -211,7 +211,12 @@ fn a_split_of_texts_without_pictures_cannot_be_trained_on() {
     let line = "{\"text_id\": 1, \"text\": \"图\", \"image_ids\": []}\n";
     let data = build(dir.path(), &format!("1\t{picture}\n"), line);
     let error = fail(train_on(dir.path(), &data, &["--name=a"]), 1);
-    assert!(error.contains("lmdb/x") || error.contains("--train-data"), "{error}");
+    assert!(error.contains("--train-data") && error.contains("lmdb/x holds no pairs"), "{error}");
+    let mut args = train(dir.path(), &["--name=b", "--max-steps=1"]);
+    args[2] = flag("val-data", &data);
+    let error = fail(args, 1);
+    assert!(error.contains("--val-data") && error.contains("lmdb/x holds no pairs"), "{error}");
+    assert!(!dir.path().join("b").exists(), "nothing is begun");
     // But its pictures are there.
     assert!(succeed(extract_images(dir.path(), &data.join("imgs"))).contains("1 image features"));
 }

@@ -170,7 +170,10 @@ impl TrainConfig {
             return fail(format!("{flag} must be at least 1"));
         }
         if pairs == 0 {
-            return fail(format!("{} holds no pairs to train on", self.train_data));
+            return fail(format!(
+                "--train-data {} holds no pairs: its texts name no pictures; build it again",
+                self.train_data
+            ));
         }
         let global = self.batch_size * self.accum_freq;
         if global > pairs {

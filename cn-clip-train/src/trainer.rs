@@ -74,6 +74,13 @@ pub fn train(
     observe: &mut dyn FnMut(Event) -> bool,
 ) -> Result<Outcome, TrainError> {
     config.validate(data.source.len(), max_positions)?;
+    if validation.is_some_and(|validation| validation.source.len() == 0) {
+        let path = config.val_data.as_deref().unwrap_or_default();
+        return Err(TrainError::Config(format!(
+            "--val-data {path} holds no pairs: its texts name no pictures; build it again, or \
+             leave the flag out"
+        )));
+    }
     let log = RunLog::open(config)?;
     let pairs = data.source.len();
     let describe = |split: &str, data: &Dataset| {
@@ -171,18 +178,18 @@ impl Run<'_> {
             let done = if epoch == start.epoch { start.batches } else { 0 };
             self.in_epoch = done / self.config.accum_freq as u64;
             let flow = self.epoch(epoch, done)?;
-            let validated = self.validated_at_end();
             let due = |every: Option<u64>| every.is_some_and(|n| (epoch + 1).is_multiple_of(n));
-            if due(self.config.valid_epoch_interval) && !validated {
-                self.validate(epoch + 1)?;
-            }
             let mut names = Vec::new();
             let last = epoch + 1 == epochs || flow == Flow::Stop;
             if last || due(self.config.save_epoch_frequency) {
                 names.push(format!("epoch{}.pt", epoch + 1));
             }
             names.push(LATEST.to_string());
+            // Before the validation, which may fail.
             self.save(&names, epoch + 1)?;
+            if due(self.config.valid_epoch_interval) && !self.validated_at_end() {
+                self.validate(epoch + 1)?;
+            }
             if flow == Flow::Stop {
                 break;
             }

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 use cn_clip_data::lmdb::{BuildOptions, build_lmdb_dataset};
 
+use super::note;
+
 /// Flags of `cn-clip build-lmdb-dataset`.
 #[derive(Debug, Args)]
 pub struct BuildLmdbDatasetArgs {
@@ -28,14 +30,14 @@ pub fn run(args: &BuildLmdbDatasetArgs) -> anyhow::Result<()> {
         progress: true,
     };
     for split in build_lmdb_dataset(&options)? {
-        eprintln!(
+        note(&format!(
             "{}: {} pictures, {} texts, {} pairs -> {}",
             split.split,
             split.images,
             split.texts,
             split.pairs,
             split.path.display()
-        );
+        ));
     }
     Ok(())
 }

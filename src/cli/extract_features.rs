@@ -20,6 +20,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::{
     device::DeviceArg,
     model::{self, TowerArgs},
+    note,
 };
 
 /// Flags of `cn-clip extract-features`.
@@ -137,7 +138,7 @@ fn texts(args: &ExtractFeaturesArgs, model: &Clip, path: &Path) -> anyhow::Resul
     .with_context(|| weights(args))?;
     bar.finish_and_clear();
     let count = writer.finish()?;
-    eprintln!("{count} text features are stored in {}", output.display());
+    note(&format!("{count} text features are stored in {}", output.display()));
     Ok(())
 }
 
@@ -180,7 +181,7 @@ fn images(
     .with_context(|| weights(args))?;
     bar.finish_and_clear();
     let count = writer.finish()?;
-    eprintln!("{count} image features are stored in {}", output.display());
+    note(&format!("{count} image features are stored in {}", output.display()));
     Ok(())
 }
 

@@ -14,7 +14,7 @@ use cn_clip_train::{
     Dataset, OptimizerConfig, RunLength, TrainConfig, optimizer::DecayGroups, train,
 };
 
-use super::{device::DeviceArg, model::TowerArgs};
+use super::{device::DeviceArg, model::TowerArgs, note};
 
 /// Flags of `cn-clip train`.
 #[derive(Debug, Args)]
@@ -197,7 +197,8 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<()> {
     let positions = model_config.text.max_positions;
     let outcome = train(&config, model, positions, &data, validation.as_ref(), &mut |_| true)?;
     if outcome.skipped_images > 0 {
-        eprintln!("{} pictures could not be decoded and were skipped", outcome.skipped_images);
+        let count = outcome.skipped_images;
+        note(&format!("{count} pictures could not be decoded and were skipped"));
     }
     Ok(())
 }

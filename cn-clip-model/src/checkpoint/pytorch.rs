@@ -23,7 +23,15 @@ const MAX_PICKLE: u64 = 256 << 20;
 pub(crate) struct Archive {
     pub pickle: Pickle,
     source: Arc<Source>,
-    storages: HashMap<String, (u64, u64)>,
+    storages: HashMap<String, Storage>,
+}
+
+/// Where a storage lies in the file.
+#[derive(Clone, Copy)]
+struct Storage {
+    start: u64,
+    length: u64,
+    crc: u32,
 }
 
 impl Archive {
@@ -60,7 +68,8 @@ impl Archive {
             let start = entry
                 .data_start()
                 .ok_or_else(|| source.damaged(format!("entry data/{key} has no position")))?;
-            storages.insert(key.to_string(), (start, entry.size()));
+            let storage = Storage { start, length: entry.size(), crc: entry.crc32() };
+            storages.insert(key.to_string(), storage);
         }
         let pickle = parse(&pickle).map_err(|error| source.damaged(error.to_string()))?;
         Ok(Self { pickle, source: source.clone(), storages })
@@ -74,7 +83,7 @@ impl Archive {
         let Node::Storage { element, key, .. } = self.pickle.node(*storage) else {
             return Ok(None);
         };
-        let (start, length) = *self
+        let Storage { start, length, crc } = *self
             .storages
             .get(key)
             .ok_or_else(|| self.source.damaged(format!("storage data/{key} is missing")))?;
@@ -89,6 +98,8 @@ impl Archive {
             source: self.source.clone(),
             offset: start + skip,
             length: length - skip,
+            // PyTorch can be told to leave it out; then it is 0.
+            crc: (skip == 0 && crc != 0).then_some(crc),
         }))
     }
 }

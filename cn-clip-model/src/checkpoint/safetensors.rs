@@ -39,6 +39,7 @@ pub(super) fn open(source: &Arc<Source>) -> Result<Checkpoint, ModelError> {
                 offset: 8 + length + start as u64,
                 length: (end - start) as u64,
                 strides: None,
+                crc: None,
             },
         ));
     }

@@ -116,6 +116,8 @@ pub struct LazyTensor {
     pub(crate) length: u64,
     /// Row-major strides in elements, if the tensor is not contiguous.
     pub(crate) strides: Option<Vec<usize>>,
+    /// Checksum of these bytes, where the file has one.
+    pub(crate) crc: Option<u32>,
 }
 
 impl LazyTensor {
@@ -154,7 +156,17 @@ impl LazyTensor {
         if bytes as u64 > self.length {
             return Err(damaged());
         }
-        let values = decode(self.element, &self.source.read(self.offset, bytes)?);
+        let data = self.source.read(self.offset, bytes)?;
+        // A tensor may be a part of what the checksum is of.
+        let whole = bytes as u64 == self.length;
+        if self.crc.is_some_and(|crc| whole && crc32fast::hash(&data) != crc) {
+            return Err(self.source.damaged(format!(
+                "the bytes of a tensor of shape {:?} do not match their checksum: the file is \
+                 damaged, obtain it again",
+                self.shape
+            )));
+        }
+        let values = decode(self.element, &data);
         match &self.strides {
             // A zero stride repeats elements: what comes out may be far larger than the file.
             Some(_) if count > stored.saturating_mul(1024) => Err(damaged()),

@@ -25,7 +25,7 @@ use cn_clip_model::{Clip, ClipConfig};
 use cn_clip_train::{Dataset, Event, TrainConfig, train};
 use include_dir::{Dir, include_dir};
 
-use super::device::DeviceArg;
+use super::{device::DeviceArg, note, print};
 use score::Scores;
 use summary::Summary;
 
@@ -57,7 +57,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
     let directory = &args.output;
     prepare(directory)?;
     let data = directory.join("data");
-    eprintln!("Data: pictures of emoji with their Chinese names, in {}", data.display());
+    note(&format!("Data: pictures of emoji with their Chinese names, in {}", data.display()));
     build_lmdb_dataset(&BuildOptions {
         data_dir: data.clone(),
         splits: ["train", "valid", "test"].map(str::to_string).to_vec(),
@@ -65,16 +65,14 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
         progress: false,
     })?;
     let (config, training) = configure(args)?;
-    eprintln!("Training: log and checkpoints are in {}", directory.join("logs").display());
+    note(&format!("Training: log and checkpoints are in {}", directory.join("logs").display()));
     let (model, curves) = fit(args, &config, &training, device)?;
     let trained = began.elapsed();
     let scores = Scores::new(&model, &config, directory)?;
     let summary = Summary { scores, curves, training, trained, total: began.elapsed() };
-    summary.print();
     let page = directory.join("report.html");
     summary.page().write(&page).with_context(|| format!("writing {}", page.display()))?;
-    println!("\nCurves and searches: {}", page.display());
-    Ok(())
+    print(&format!("{summary}\nCurves and searches: {}\n", page.display()))
 }
 
 /// Writes data and model configuration to a new directory, or to that of an earlier demonstration.
@@ -139,7 +137,7 @@ fn fit(
                 curves[1].points.push((step, result.loss));
                 // On a terminal the progress bar shows that it goes on.
                 if !io::stderr().is_terminal() {
-                    eprintln!("step {step}: validation loss {:.3}", result.loss);
+                    note(&format!("step {step}: validation loss {:.3}", result.loss));
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! What the demonstration shows at its end: a table, and a page.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use cn_clip_eval::{
     recall::RecallReport,
@@ -48,22 +48,6 @@ impl Summary {
         format!("{pictures} pictures by a designer not seen in training")
     }
 
-    /// Prints the figures.
-    pub fn print(&self) {
-        println!("\n{}", self.test_set());
-        println!("{:<14} {:>7} {:>7} {:>7}", "recall in %", "R@1", "R@5", "R@10");
-        for (name, [r1, r5, r10]) in self.recalls() {
-            println!("{name:<14} {r1:>7.2} {r5:>7.2} {r10:>7.2}");
-        }
-        println!("\nclassification into {} classes, accuracy in %", self.scores.classes);
-        for (name, accuracy) in self.accuracies() {
-            println!("{name:<14} {accuracy:>7.2}");
-        }
-        let seconds = |time: Duration| time.as_secs_f64().round();
-        let (trained, total) = (seconds(self.trained), seconds(self.total));
-        println!("\n{trained} s to train, {total} s in all");
-    }
-
     /// The page.
     pub fn page(&self) -> Report {
         let fact = |name: &str, value: String| (name.to_string(), value);
@@ -101,5 +85,23 @@ impl Summary {
             curves: self.curves.to_vec(),
             searches: self.scores.searches.clone(),
         }
+    }
+}
+
+impl fmt::Display for Summary {
+    /// The figures as a table.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "\n{}", self.test_set())?;
+        writeln!(f, "{:<14} {:>7} {:>7} {:>7}", "recall in %", "R@1", "R@5", "R@10")?;
+        for (name, [r1, r5, r10]) in self.recalls() {
+            writeln!(f, "{name:<14} {r1:>7.2} {r5:>7.2} {r10:>7.2}")?;
+        }
+        writeln!(f, "\nclassification into {} classes, accuracy in %", self.scores.classes)?;
+        for (name, accuracy) in self.accuracies() {
+            writeln!(f, "{name:<14} {accuracy:>7.2}")?;
+        }
+        let seconds = |time: Duration| time.as_secs_f64().round();
+        let (trained, total) = (seconds(self.trained), seconds(self.total));
+        writeln!(f, "\n{trained} s to train, {total} s in all")
     }
 }
