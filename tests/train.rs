@@ -218,3 +218,78 @@ fn nothing_left_to_do_is_said() {
     let none = fail(arguments(directory.path(), &["--name=y", "--resume=none.pt"]), 1);
     assert!(none.contains("none.pt"), "{none}");
 }
+
+#[test]
+fn learning_rates_follow_the_flags() {
+    let directory = tempfile::tempdir().unwrap();
+    let rates = |name: &str, flags: &[&str]| {
+        let name = format!("--name={name}");
+        let more: Vec<&str> = [&*name, "--max-steps=4"].iter().chain(flags).copied().collect();
+        numbers(&succeed(arguments(directory.path(), &more)), "Global Steps", "LR")
+    };
+    assert_eq!(rates("cosine", &[]), [5e-4, 1e-3, 1e-3, 5e-4]);
+    assert_eq!(rates("linear", &["--lr-scheduler=linear"]), [5e-4, 1e-3, 1e-3, 5e-4]);
+    assert_eq!(rates("constant", &["--lr-scheduler=constant"]), [5e-4, 1e-3, 1e-3, 1e-3]);
+    assert_eq!(rates("skip", &["--skip-scheduler"]), [1e-3; 4]);
+}
+
+#[test]
+fn a_frozen_text_tower_stays_and_its_run_can_be_continued() {
+    let directory = tempfile::tempdir().unwrap();
+    let resume = init();
+    let fresh = ["--reset-optimizer", "--reset-data-offset"];
+    let frozen = ["--name=lock", &resume, "--freeze-text", "--max-steps=2", fresh[0], fresh[1]];
+    let log = succeed(arguments(directory.path(), &frozen));
+    assert!(log.contains("The text encoder is freezed during training."), "{log}");
+    let before = Checkpoint::open(tiny::weights()).unwrap();
+    let file = directory.path().join("lock/checkpoints/epoch_latest.pt");
+    let after = Checkpoint::open(&file).unwrap();
+    for (key, tensor) in &after.state_dict {
+        let same = before.get(key).unwrap().read().unwrap() == tensor.read().unwrap();
+        let text = key.starts_with("bert.") || key == "text_projection";
+        // The gradient of key biases is zero but for rounding, and so may be their step.
+        assert!(same == text || key.ends_with("in_proj_bias"), "{key}");
+    }
+    succeed(arguments(directory.path(), &["--name=lock", "--freeze-text", "--max-steps=3"]));
+    let both = ["--name=none", "--freeze-text", "--freeze-vision"];
+    assert!(fail(arguments(directory.path(), &both), 1).contains("--freeze-text"));
+}
+
+#[test]
+fn checkpointing_clipping_and_unmasked_tuning_run_from_the_command_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let losses = |name: &str, flags: &[&str]| {
+        let name = format!("--name={name}");
+        let more: Vec<&str> = [&*name, "--max-epochs=2"].iter().chain(flags).copied().collect();
+        numbers(&succeed(arguments(directory.path(), &more)), "Global Steps", "Loss")
+    };
+    let plain = losses("plain", &["--mask-ratio=0.5"]);
+    let checkpointed = losses("checkpointed", &["--mask-ratio=0.5", "--grad-checkpointing"]);
+    assert_eq!(checkpointed.len(), 8);
+    // Rounding, and the last printed digit.
+    assert!(checkpointed.iter().zip(&plain).all(|(a, b)| (a - b).abs() < 1e-5));
+    let unmasked = losses("unmasked", &["--mask-ratio=0.5", "--flip-unmask-epochs=1"]);
+    assert_eq!(unmasked[..4], plain[..4]);
+    assert_ne!(unmasked[4..], plain[4..]);
+    let clipped = losses("clipped", &["--mask-ratio=0.5", "--clip-grad-norm=1e-6"]);
+    assert_eq!(clipped[0], plain[0]);
+    assert_ne!(clipped[1..], plain[1..]);
+    // The scale begins at 1 / 0.07.
+    let scale = ["--logit-scale-max=10", "--max-steps=1", "--name=scale"];
+    let log = succeed(arguments(directory.path(), &scale));
+    assert_eq!(numbers(&log, "Global Steps", "logit_scale"), [2.303]);
+}
+
+#[test]
+fn exclusive_batches_do_as_many_steps_as_asked_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = |name: &str, flags: &[&str]| {
+        let name = format!("--name={name}");
+        let more: Vec<&str> =
+            [&*name, "--exclusive-batches"].iter().chain(flags).copied().collect();
+        arguments(directory.path(), &more)
+    };
+    let steps = succeed(log("steps", &["--max-steps=13"]));
+    assert!(steps.contains("Global Steps: 13/13"), "{steps}");
+    assert!(steps.contains("epoch_latest.pt"), "{steps}");
+}

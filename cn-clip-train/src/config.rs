@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::{TrainError, optimizer::DecayGroups};
+use crate::{TrainError, optimizer::DecayGroups, schedule::Decay};
 
 /// Settings of a training run. Names follow the reference's flags.
 #[derive(Debug, Clone)]
@@ -45,6 +45,12 @@ pub struct TrainConfig {
     pub optimizer: OptimizerConfig,
     /// Steps of warm-up.
     pub warmup: u64,
+    /// Learning rate after the warm-up.
+    pub decay: Decay,
+    /// Largest Euclidean norm of the gradient of all parameters; a longer one is scaled to it.
+    pub clip_grad_norm: Option<f64>,
+    /// Largest factor of the similarities, `exp` of the logit scale.
+    pub logit_scale_max: f64,
     /// Epochs between `epochN.pt`; `None` keeps only the last.
     pub save_epoch_frequency: Option<u64>,
     /// Steps between `epoch_E_S.pt`.
@@ -59,8 +65,12 @@ pub struct TrainConfig {
     pub reset_data_offset: bool,
     /// Share of patches that FLIP masks.
     pub mask_ratio: f64,
+    /// Epochs at the end of the run without masking (unmasked tuning of arXiv 2212.00794).
+    pub flip_unmask_epochs: u64,
     /// Use the image tower, do not train it.
     pub freeze_vision: bool,
+    /// Use the text tower and its projection, do not train them.
+    pub freeze_text: bool,
     /// Keep only the inputs of blocks and run each again in the backward pass.
     pub grad_checkpointing: bool,
     /// Seed of sample order, masks and augmentation.
@@ -137,6 +147,9 @@ impl Default for TrainConfig {
             context_length: 52,
             optimizer: OptimizerConfig::for_model("ViT-B-16"),
             warmup: 500,
+            decay: Decay::default(),
+            clip_grad_norm: None,
+            logit_scale_max: 100.0,
             save_epoch_frequency: Some(1),
             save_step_frequency: None,
             resume: None,
@@ -144,7 +157,9 @@ impl Default for TrainConfig {
             reset_optimizer: false,
             reset_data_offset: false,
             mask_ratio: 0.0,
+            flip_unmask_epochs: 0,
             freeze_vision: false,
+            freeze_text: false,
             grad_checkpointing: false,
             seed: 123,
             num_workers: 0,
@@ -192,6 +207,15 @@ impl TrainConfig {
         if !(0.0..1.0).contains(&self.mask_ratio) {
             return fail("--mask-ratio must be at least 0 and below 1".to_string());
         }
+        if self.freeze_vision && self.freeze_text {
+            return fail("--freeze-vision and --freeze-text leave nothing to train".to_string());
+        }
+        if !(self.logit_scale_max.is_finite() && self.logit_scale_max >= 1.0) {
+            return fail("--logit-scale-max must be a number of at least 1".to_string());
+        }
+        if self.clip_grad_norm.is_some_and(|norm| !norm.is_finite() || norm <= 0.0) {
+            return fail("--clip-grad-norm must be a number above 0".to_string());
+        }
         let rates = [
             (self.optimizer.lr, "--lr"),
             (self.optimizer.eps, "--eps"),
@@ -230,6 +254,7 @@ impl TrainConfig {
             ("beta1", python_float(self.optimizer.beta1)),
             ("beta2", python_float(self.optimizer.beta2)),
             ("checkpoint_path", path(&self.checkpoints())),
+            ("clip_grad_norm", self.clip_grad_norm.map_or("None".to_string(), python_float)),
             ("context_length", self.context_length.to_string()),
             (
                 "decay_groups",
@@ -241,10 +266,14 @@ impl TrainConfig {
             ("device", self.device.clone()),
             ("eps", python_float(self.optimizer.eps)),
             ("exclusive_batches", flag(self.exclusive_batches)),
+            ("flip_unmask_epochs", self.flip_unmask_epochs.to_string()),
+            ("freeze_text", flag(self.freeze_text)),
             ("freeze_vision", flag(self.freeze_vision)),
             ("grad_checkpointing", flag(self.grad_checkpointing)),
             ("log_interval", self.log_interval.to_string()),
+            ("logit_scale_max", python_float(self.logit_scale_max)),
             ("logs", path(&self.logs)),
+            ("lr_scheduler", format!("{:?}", self.decay).to_lowercase()),
             ("lr", python_float(self.optimizer.lr)),
             ("mask_ratio", python_float(self.mask_ratio)),
             ("max_epochs", epochs.to_string()),

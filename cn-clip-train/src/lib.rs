@@ -15,5 +15,5 @@ mod validate;
 pub use config::{OptimizerConfig, RunLength, TrainConfig};
 pub use error::TrainError;
 pub use loss::contrastive_loss;
-pub use trainer::{Event, MAX_LOGIT_SCALE, Outcome, train};
+pub use trainer::{Event, Outcome, train};
 pub use validate::{Dataset, Validation};

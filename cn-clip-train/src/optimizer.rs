@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use burn::{
-    module::{Module, ModuleMapper, Param, ParamId},
+    module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId},
     optim::GradientsParams,
     tensor::{Tensor, TensorData},
 };
@@ -81,10 +81,16 @@ impl AdamW {
         Self { settings, decay, states: HashMap::new(), host }
     }
 
-    /// Applies one step to every parameter that has a gradient.
-    pub fn step(&mut self, model: Clip, gradients: GradientsParams, rate: f64) -> Clip {
+    /// Applies one step to every parameter that has a gradient, multiplied by `factor`.
+    pub fn step(
+        &mut self,
+        model: Clip,
+        gradients: GradientsParams,
+        rate: f64,
+        factor: f64,
+    ) -> Clip {
         self.settings.learning_rate = rate;
-        model.map(&mut Updater { optimizer: self, gradients })
+        model.map(&mut Updater { optimizer: self, gradients, factor })
     }
 
     /// Takes over the state of a training checkpoint.
@@ -97,12 +103,19 @@ impl AdamW {
         };
         let count: usize = saved.group_sizes.iter().sum();
         let specs = parameters(model);
-        let trained = |frozen: &str| {
-            let keep = |spec: &&ParamSpec| !spec.buffer && !spec.key.starts_with(frozen);
+        let trained = |frozen: &[&str]| {
+            let keep = |spec: &&ParamSpec| {
+                !spec.buffer && !frozen.iter().any(|prefix| spec.key.starts_with(prefix))
+            };
             specs.iter().filter(keep).collect::<Vec<_>>()
         };
         // Frozen parameters have no index. What was frozen is not written down: count.
-        let candidates = [trained("\0"), trained("visual."), trained("bert.")];
+        let candidates = [
+            trained(&[]),
+            trained(&["visual."]),
+            trained(&["bert.", "text_projection"]),
+            trained(&["bert."]),
+        ];
         let mismatch = || {
             TrainError::Resume(format!(
                 "the optimizer state of {} covers {count} parameters, which fits neither the whole \
@@ -150,6 +163,7 @@ impl AdamW {
         id: ParamId,
         value: Tensor<D>,
         gradient: Tensor<D>,
+        factor: f64,
     ) -> Tensor<D> {
         let settings = self.settings;
         let (device, shape) = (value.device(), value.dims());
@@ -176,6 +190,7 @@ impl AdamW {
             rate: settings.learning_rate / bias(settings.beta1),
             root: bias(settings.beta2).sqrt(),
             epsilon: settings.epsilon,
+            factor,
         };
         match &mut state.moments {
             Moments::Host { first, second } => rule.on_host(value, gradient, first, second),
@@ -192,6 +207,8 @@ struct Rule {
     rate: f64,
     root: f64,
     epsilon: f64,
+    /// Of the gradient.
+    factor: f64,
 }
 
 impl Rule {
@@ -209,7 +226,7 @@ impl Rule {
         let (keep, rate) = (self.keep as f32, self.rate as f32);
         let (fresh1, beta2) = ((1.0 - self.beta1) as f32, self.beta2 as f32);
         let (fresh2, root) = ((1.0 - self.beta2) as f32, self.root as f32);
-        let epsilon = self.epsilon as f32;
+        let (epsilon, factor) = (self.epsilon as f32, self.factor as f32);
         if let (Ok(values), Ok(gradient)) = (data.as_mut_slice::<f32>(), gradient.as_slice::<f32>())
         {
             let chunks = values
@@ -219,6 +236,7 @@ impl Rule {
             chunks.for_each(|((values, gradient), (first, second))| {
                 let items = values.iter_mut().zip(gradient).zip(first.iter_mut().zip(second));
                 for ((value, gradient), (first, second)) in items {
+                    let gradient = gradient * factor;
                     *first += (gradient - *first) * fresh1;
                     *second = *second * beta2 + gradient * gradient * fresh2;
                     *value = *value * keep - rate * (*first / (second.sqrt() / root + epsilon));
@@ -236,7 +254,7 @@ impl Rule {
         second: &mut Tensor<1>,
     ) -> Tensor<D> {
         let shape = value.dims();
-        let gradient = gradient.reshape([first.dims()[0]]);
+        let gradient = gradient.reshape([first.dims()[0]]) * self.factor;
         *first = first.clone() * self.beta1 + gradient.clone() * (1.0 - self.beta1);
         *second = second.clone() * self.beta2 + gradient.square() * (1.0 - self.beta2);
         let denominator = second.clone().sqrt() / self.root + self.epsilon;
@@ -245,16 +263,37 @@ impl Rule {
     }
 }
 
+/// Euclidean norm of the gradient of all parameters.
+pub fn gradient_norm(model: &Clip, gradients: &GradientsParams) -> f64 {
+    struct Norm<'a> {
+        gradients: &'a GradientsParams,
+        squares: Vec<Tensor<1>>,
+    }
+    impl ModuleVisitor for Norm<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let gradient = self.gradients.get::<D>(param.id);
+            self.squares.extend(gradient.map(|gradient| gradient.square().sum()));
+        }
+    }
+    let mut norm = Norm { gradients, squares: Vec::new() };
+    model.visit(&mut norm);
+    match norm.squares.is_empty() {
+        true => 0.0,
+        false => f64::from(Tensor::cat(norm.squares, 0).sum().into_scalar::<f32>()).sqrt(),
+    }
+}
+
 struct Updater<'a> {
     optimizer: &'a mut AdamW,
     gradients: GradientsParams,
+    factor: f64,
 }
 
 impl ModuleMapper for Updater<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let Some(gradient) = self.gradients.remove::<D>(param.id) else { return param };
         let (id, value, mapper) = param.consume();
-        let value = self.optimizer.update(id, value.inner(), gradient);
+        let value = self.optimizer.update(id, value.inner(), gradient, self.factor);
         Param::from_mapped_value(id, Tensor::from_inner(value).require_grad(), mapper)
     }
 }

@@ -40,6 +40,8 @@ pub struct StepOptions {
     pub mask_ratio: f64,
     /// Whether the image tower is used but not trained.
     pub freeze_vision: bool,
+    /// Whether the text tower is used but not trained.
+    pub freeze_text: bool,
     /// Whether only the inputs of blocks are kept, and each block is run again in the backward pass:
     /// less memory for one more forward pass.
     pub checkpointing: bool,
@@ -140,7 +142,7 @@ fn both<A: Send, B: Send>(
 }
 
 /// Which tower.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 enum Side {
     Image,
     Text,
@@ -196,7 +198,11 @@ impl Encoder<'_> {
     /// Normalised features without a graph, and what is kept for the backward pass.
     fn encode(&self, side: Side, batch: &MicroBatch, rng: &SampleRng) -> (Tensor<2>, Kept) {
         let tower = |model, pass| self.tower(side, model, batch, rng, pass);
-        if side == Side::Image && self.options.freeze_vision {
+        let frozen = match side {
+            Side::Image => self.options.freeze_vision,
+            Side::Text => self.options.freeze_text,
+        };
+        if frozen {
             return (tower(self.plain, Pass::Eval).features(), Kept::Frozen);
         }
         let pass = Pass::Train { rng, update_statistics: true };

@@ -18,15 +18,12 @@ use cn_clip_model::{
 use crate::{
     RunLength, TrainConfig, TrainError,
     log::RunLog,
-    optimizer::AdamW,
-    schedule::CosineSchedule,
+    optimizer::{AdamW, gradient_norm},
+    schedule::Schedule,
     state::{self, LATEST, Start},
     step::{MicroBatch, StepOptions, StepOutput, step},
     validate::{Dataset, Validation, validate},
 };
-
-/// Largest logit scale: `ln 100`.
-pub const MAX_LOGIT_SCALE: f32 = 4.605_170_2;
 
 /// A number that a run reports, for curves.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -114,6 +111,9 @@ pub fn train(
     if config.freeze_vision {
         log.info("The visual encoder is freezed during training.");
     }
+    if config.freeze_text {
+        log.info("The text encoder is freezed during training.");
+    }
     if start.step >= total {
         log.warning(&format!(
             "nothing to do: the checkpoint stands at step {} and the run ends at step {total}; \
@@ -128,8 +128,14 @@ pub fn train(
         log,
         optimizer,
         model: Some(model),
-        schedule: CosineSchedule { base: config.optimizer.lr, warmup: config.warmup, total },
+        schedule: Schedule {
+            base: config.optimizer.lr,
+            warmup: config.warmup,
+            total,
+            decay: config.decay,
+        },
         total,
+        epochs,
         step: start.step,
         in_epoch: 0,
         steps_per_epoch,
@@ -137,7 +143,7 @@ pub fn train(
         observe,
     };
     run.log.start(start.step, total);
-    let outcome = if start.step < total { run.epochs(start, epochs) } else { Ok(()) };
+    let outcome = if start.step < total { run.epochs(start) } else { Ok(()) };
     run.log.finish();
     outcome?;
     Ok(Outcome { model: run.take()?, steps: run.step, skipped_images: run.skipped })
@@ -151,8 +157,9 @@ struct Run<'a> {
     optimizer: AdamW,
     /// Absent only while the optimizer holds it.
     model: Option<Clip>,
-    schedule: CosineSchedule,
+    schedule: Schedule,
     total: u64,
+    epochs: u64,
     step: u64,
     /// Steps of the current epoch done.
     in_epoch: u64,
@@ -173,14 +180,26 @@ impl Run<'_> {
         self.model.take().ok_or_else(|| TrainError::Config("the model was lost".to_string()))
     }
 
-    fn epochs(&mut self, start: Start, epochs: u64) -> Result<(), TrainError> {
-        for epoch in start.epoch..epochs {
+    fn epochs(&mut self, start: Start) -> Result<(), TrainError> {
+        // Where exclusive batches leave pairs out, a number of steps takes more epochs.
+        let end = match self.config.length {
+            RunLength::Epochs(epochs) => epochs,
+            RunLength::Steps(_) => u64::MAX,
+        };
+        for epoch in start.epoch..end {
             let done = if epoch == start.epoch { start.batches } else { 0 };
             self.in_epoch = done / self.config.accum_freq as u64;
             let flow = self.epoch(epoch, done)?;
+            if self.in_epoch == 0 {
+                return Err(TrainError::Config(format!(
+                    "no step of {} pairs is possible without pairs that share a picture or a \
+                     caption: lower --batch-size or leave --exclusive-batches out",
+                    self.config.batch_size * self.config.accum_freq
+                )));
+            }
             let due = |every: Option<u64>| every.is_some_and(|n| (epoch + 1).is_multiple_of(n));
             let mut names = Vec::new();
-            let last = epoch + 1 == epochs || flow == Flow::Stop;
+            let last = epoch + 1 == end || flow == Flow::Stop;
             if last || due(self.config.save_epoch_frequency) {
                 names.push(format!("epoch{}.pt", epoch + 1));
             }
@@ -237,7 +256,7 @@ impl Run<'_> {
                 break;
             }
             let data_time = began.elapsed();
-            let output = self.one_step(&batches)?;
+            let output = self.one_step(&batches, epoch)?;
             self.in_epoch += 1;
             seen += batches.iter().map(|batch| batch.size as u64).sum::<u64>();
             let times = (data_time, began.elapsed());
@@ -260,10 +279,12 @@ impl Run<'_> {
         Ok(exclusive_order(order, global, |pair| &keys[pair]))
     }
 
-    fn one_step(&mut self, batches: &[MicroBatch]) -> Result<StepSummary, TrainError> {
+    fn one_step(&mut self, batches: &[MicroBatch], epoch: u64) -> Result<StepSummary, TrainError> {
+        let masked = epoch + self.config.flip_unmask_epochs < self.epochs;
         let options = StepOptions {
-            mask_ratio: self.config.mask_ratio,
+            mask_ratio: if masked { self.config.mask_ratio } else { 0.0 },
             freeze_vision: self.config.freeze_vision,
+            freeze_text: self.config.freeze_text,
             checkpointing: self.config.grad_checkpointing,
             concurrent_towers: self.config.host,
         };
@@ -274,8 +295,12 @@ impl Run<'_> {
         }
         let rate = self.schedule.rate(self.step);
         let summary = StepSummary::new(&output, rate);
-        let mut model = self.optimizer.step(model, output.gradients, rate);
-        model.logit_scale = clamp(model.logit_scale);
+        let factor = match self.config.clip_grad_norm {
+            Some(most) => (most / (gradient_norm(&model, &output.gradients) + 1e-6)).min(1.0),
+            None => 1.0,
+        };
+        let mut model = self.optimizer.step(model, output.gradients, rate, factor);
+        model.logit_scale = clamp(model.logit_scale, self.config.logit_scale_max.ln());
         self.model = Some(model);
         self.step += 1;
         Ok(summary)
@@ -386,8 +411,9 @@ impl StepSummary {
     }
 }
 
-fn clamp(scale: Param<Tensor<1>>) -> Param<Tensor<1>> {
-    scale.map(|scale| Tensor::from_inner(scale.inner().clamp(0.0, MAX_LOGIT_SCALE)).require_grad())
+/// The reference's clamp, to `[0, ln 100]` by default.
+fn clamp(scale: Param<Tensor<1>>, most: f64) -> Param<Tensor<1>> {
+    scale.map(|scale| Tensor::from_inner(scale.inner().clamp(0.0, most)).require_grad())
 }
 
 impl Outcome {

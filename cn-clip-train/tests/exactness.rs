@@ -9,8 +9,14 @@ use burn::{
     optim::GradientsParams,
     tensor::{Device, Tensor},
 };
-use cn_clip_model::{Clip, ClipConfig, checkpoint::parameters};
-use cn_clip_train::step::{MicroBatch, StepOptions, StepOutput, step};
+use cn_clip_model::{
+    Clip, ClipConfig,
+    checkpoint::{AdamWSettings, SaveOptimizer, parameters},
+};
+use cn_clip_train::{
+    optimizer::{AdamW, DecayGroups, gradient_norm},
+    step::{MicroBatch, StepOptions, StepOutput, step},
+};
 
 const PAIRS: usize = 16;
 /// A ResNet sees 2 x 2 cells at its end: with one cell its attention pool has next to no gradient.
@@ -183,4 +189,48 @@ fn a_frozen_image_tower_is_the_same_with_checkpointing() {
     let checkpointed = StepOptions { checkpointing: true, ..options };
     let error = worst(&gradients(&model, &run(&model, 2, checkpointed)), &expected);
     assert!(error < 1e-5, "{error:e}");
+}
+
+#[test]
+fn a_frozen_text_tower_has_no_gradient_and_leaves_the_others_as_they_are() {
+    let model = model(2.into());
+    let frozen = StepOptions { freeze_text: true, ..Default::default() };
+    let output = run(&model, 1, frozen);
+    let found = gradients(&model, &output);
+    assert!(found.keys().all(|key| !key.starts_with("bert.") && key != "text_projection"));
+    assert!(found.contains_key("logit_scale") && found.contains_key("visual.proj"));
+    // A frozen tower has no dropout, however the batch is cut.
+    for (parts, checkpointing) in [(4, false), (1, true), (2, true)] {
+        let again = run(&model, parts, StepOptions { checkpointing, ..frozen });
+        let error = worst(&gradients(&model, &again), &found);
+        assert!(error < 1e-5, "{parts} parts, checkpointing {checkpointing}: {error:e}");
+    }
+}
+
+#[test]
+fn the_norm_is_that_of_all_gradients_and_a_factor_scales_them() {
+    let model = model(1.into());
+    let output = run(&model, 1, StepOptions::default());
+    let squares = |values: &Vec<f32>| values.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
+    let expected = gradients(&model, &output).values().map(squares).sum::<f64>().sqrt();
+    let norm = gradient_norm(&model, &output.gradients);
+    assert!((norm - expected).abs() < 1e-5 * expected, "{norm} {expected}");
+
+    let settings = AdamWSettings {
+        learning_rate: 1e-3,
+        beta1: 0.9,
+        beta2: 0.98,
+        epsilon: 1e-6,
+        weight_decay: 0.1,
+    };
+    // On either path the first moment is a tenth of the scaled gradient.
+    let moments = |host: bool| {
+        let mut optimizer = AdamW::new(&model, settings, DecayGroups::Correct, host);
+        optimizer.step(model.clone(), run(&model, 1, StepOptions::default()).gradients, 1e-3, 0.25);
+        optimizer.moments(model.logit_scale.id).unwrap().1[0]
+    };
+    let gradient = gradients(&model, &output)["logit_scale"][0];
+    for host in [true, false] {
+        assert!((moments(host) - 0.025 * gradient).abs() < 1e-6 * gradient.abs(), "host {host}");
+    }
 }

@@ -19,7 +19,7 @@ use cn_clip_model::{
 use cn_clip_train::{
     contrastive_loss,
     optimizer::{AdamW, DecayGroups},
-    schedule::CosineSchedule,
+    schedule::{Decay, Schedule},
     step::{MicroBatch, StepOptions, StepOutput, step},
 };
 use golden::{Golden, fixture, has_zero_gradient, norm_error, relative_error};
@@ -185,7 +185,8 @@ fn check_adamw(variant: &str, host: bool) {
     let recorded = json(&format!("model/{variant}/adamw_steps.json"));
     let settings = json(&format!("model/{variant}/config.json"))["optimizer"].clone();
     let number = |key: &str| settings[key].as_f64().unwrap();
-    let schedule = CosineSchedule {
+    let schedule = Schedule {
+        decay: Decay::Cosine,
         base: number("lr"),
         warmup: number("warmup") as u64,
         total: number("total") as u64,
@@ -215,7 +216,7 @@ fn check_adamw(variant: &str, host: bool) {
         let output = run(&model, std::slice::from_ref(batch), StepOptions::default());
         let loss = expected["loss"].as_f64().unwrap() as f32;
         assert!((output.loss - loss).abs() < 1e-4 * loss, "step {index}: {} {loss}", output.loss);
-        model = optimizer.step(model, output.gradients, rate);
+        model = optimizer.step(model, output.gradients, rate, 1.0);
         if index == 2 {
             let words = "bert.embeddings.word_embeddings.weight";
             golden.check(&format!("param_after_3.{words}"), &values(&model)[words], 1e-4);

@@ -11,7 +11,8 @@ use cn_clip_data::{
 };
 use cn_clip_model::Clip;
 use cn_clip_train::{
-    Dataset, OptimizerConfig, RunLength, TrainConfig, optimizer::DecayGroups, train,
+    Dataset, OptimizerConfig, RunLength, TrainConfig, optimizer::DecayGroups, schedule::Decay,
+    train,
 };
 
 use super::{device::DeviceArg, model::TowerArgs, note};
@@ -50,9 +51,15 @@ pub struct TrainArgs {
     /// Share of patches that FLIP masks
     #[arg(long, alias = "mask_ratio", default_value_t = 0.0, help_heading = "Model")]
     mask_ratio: f64,
+    /// Epochs at the end of the run without masking
+    #[arg(long, alias = "flip_unmask_epochs", default_value_t = 0, help_heading = "Model")]
+    flip_unmask_epochs: u64,
     /// Use the image tower, do not train it
     #[arg(long, alias = "freeze_vision", help_heading = "Model")]
     freeze_vision: bool,
+    /// Use the text tower and its projection, do not train them
+    #[arg(long, alias = "freeze_text", help_heading = "Model")]
+    freeze_text: bool,
     /// Compute activations twice instead of keeping them: far less memory, a third more time
     #[arg(long, alias = "grad_checkpointing", help_heading = "Model")]
     grad_checkpointing: bool,
@@ -96,6 +103,24 @@ pub struct TrainArgs {
     /// Steps of warm-up
     #[arg(long, default_value_t = 500, help_heading = "Optimisation")]
     warmup: u64,
+    /// Learning rate after the warm-up
+    #[arg(
+        long,
+        alias = "lr_scheduler",
+        value_enum,
+        default_value = "cosine",
+        help_heading = "Optimisation"
+    )]
+    lr_scheduler: LrScheduler,
+    /// Train with --lr from the first step to the last, without warm-up
+    #[arg(long, alias = "skip_scheduler", help_heading = "Optimisation")]
+    skip_scheduler: bool,
+    /// Scale gradients whose norm over all parameters is larger to this norm
+    #[arg(long, alias = "clip_grad_norm", value_name = "NORM", help_heading = "Optimisation")]
+    clip_grad_norm: Option<f64>,
+    /// Largest factor of the similarities
+    #[arg(long, alias = "logit_scale_max", default_value_t = 100.0, help_heading = "Optimisation")]
+    logit_scale_max: f64,
     /// Seed of initial weights, sample order, masks and augmentation
     #[arg(long, default_value_t = 123, help_heading = "Optimisation")]
     seed: u64,
@@ -174,6 +199,17 @@ enum DecayGroupsArg {
     Reference,
 }
 
+/// Learning rate after the warm-up.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum LrScheduler {
+    /// Half a cosine to zero
+    Cosine,
+    /// A straight line to zero
+    Linear,
+    /// The same to the end
+    Constant,
+}
+
 /// Trains.
 pub fn run(args: &TrainArgs) -> anyhow::Result<()> {
     let model_config = args.towers.config()?;
@@ -236,7 +272,14 @@ fn config(args: &TrainArgs) -> TrainConfig {
                 DecayGroupsArg::Reference => DecayGroups::Reference,
             },
         },
-        warmup: args.warmup,
+        warmup: if args.skip_scheduler { 0 } else { args.warmup },
+        decay: match (args.skip_scheduler, args.lr_scheduler) {
+            (true, _) | (_, LrScheduler::Constant) => Decay::Constant,
+            (_, LrScheduler::Cosine) => Decay::Cosine,
+            (_, LrScheduler::Linear) => Decay::Linear,
+        },
+        clip_grad_norm: args.clip_grad_norm,
+        logit_scale_max: args.logit_scale_max,
         save_epoch_frequency: every(args.save_epoch_frequency),
         save_step_frequency: every(args.save_step_frequency),
         resume: args.resume.clone(),
@@ -244,7 +287,9 @@ fn config(args: &TrainArgs) -> TrainConfig {
         reset_optimizer: args.reset_optimizer,
         reset_data_offset: args.reset_data_offset,
         mask_ratio: args.mask_ratio,
+        flip_unmask_epochs: args.flip_unmask_epochs,
         freeze_vision: args.freeze_vision,
+        freeze_text: args.freeze_text,
         grad_checkpointing: args.grad_checkpointing,
         seed: args.seed,
         num_workers: args.num_workers,

@@ -171,15 +171,15 @@ impl BenchArgs {
         let mut optimizer = AdamW::new(&model, settings, DecayGroups::default(), host);
         let options = StepOptions {
             mask_ratio: self.mask_ratio,
-            freeze_vision: false,
             checkpointing: self.grad_checkpointing,
             concurrent_towers: host && !self.sequential_towers,
+            ..StepOptions::default()
         };
         let mut model = Some(model);
         self.time(|index| {
             if let Some(before) = model.take() {
                 let output = step(&before, std::slice::from_ref(batch), options, 0, index);
-                let after = optimizer.step(before, output.gradients, settings.learning_rate);
+                let after = optimizer.step(before, output.gradients, settings.learning_rate, 1.0);
                 after.valid().logit_scale.val().into_data();
                 model = Some(after);
             }
