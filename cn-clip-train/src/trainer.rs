@@ -61,7 +61,8 @@ pub struct Outcome {
 
 /// Trains `model`, which lies on an autodiff device, as `config` says.
 ///
-/// `observe` is told of every step and validation and may end the run early by returning `false`.
+/// `observe` is told of every step and validation. When it returns `false` after a step the state is
+/// saved and the run ends; it can be resumed there.
 pub fn train(
     config: &TrainConfig,
     model: Clip,
@@ -199,14 +200,15 @@ impl Run<'_> {
             }
             let due = |every: Option<u64>| every.is_some_and(|n| (epoch + 1).is_multiple_of(n));
             let mut names = Vec::new();
-            let last = epoch + 1 == end || flow == Flow::Stop;
+            let last = epoch + 1 == end || self.step >= self.total;
             if last || due(self.config.save_epoch_frequency) {
                 names.push(format!("epoch{}.pt", epoch + 1));
             }
             names.push(LATEST.to_string());
             // Before the validation, which may fail.
             self.save(&names, epoch + 1)?;
-            if due(self.config.valid_epoch_interval) && !self.validated_at_end() {
+            let stopped = flow == Flow::Stop && !last;
+            if due(self.config.valid_epoch_interval) && !self.validated_at_end() && !stopped {
                 self.validate(epoch + 1)?;
             }
             if flow == Flow::Stop {
@@ -234,13 +236,15 @@ impl Run<'_> {
         if config.exclusive_batches {
             order = self.exclusive(&order)?;
         }
-        order.drain(..(done as usize * config.batch_size).min(order.len()));
+        let first = (done as usize * config.batch_size).min(order.len());
+        order.drain(..first);
         let options = LoaderOptions {
             batch_size: config.batch_size,
             context_length: config.context_length,
             workers: config.num_workers,
             prefetch: 2 * accum,
-            seed: mix(config.seed, epoch << 32 | done),
+            seed: mix(config.seed, epoch),
+            first,
             skip_bad_images: config.skip_bad_images,
         };
         let mut loader =

@@ -5,6 +5,7 @@ mod demo;
 mod device;
 mod evaluation;
 mod extract_features;
+mod interrupt;
 mod make_topk_predictions;
 mod model;
 mod preprocess;

@@ -15,7 +15,7 @@ use cn_clip_train::{
     train,
 };
 
-use super::{device::DeviceArg, model::TowerArgs, note};
+use super::{device::DeviceArg, interrupt, model::TowerArgs, note};
 
 /// Flags of `cn-clip train`.
 #[derive(Debug, Args)]
@@ -231,7 +231,9 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<()> {
     let device = args.device.open()?.autodiff();
     let model = Clip::init(&model_config, &device, args.seed);
     let positions = model_config.text.max_positions;
-    let outcome = train(&config, model, positions, &data, validation.as_ref(), &mut |_| true)?;
+    interrupt::listen()?;
+    let outcome =
+        train(&config, model, positions, &data, validation.as_ref(), &mut |_| !interrupt::asked())?;
     if outcome.skipped_images > 0 {
         let count = outcome.skipped_images;
         note(&format!("{count} pictures could not be decoded and were skipped"));
