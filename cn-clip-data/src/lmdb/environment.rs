@@ -1,81 +1,111 @@
-//! Opening of LMDB environments.
+//! Reading of LMDB files.
+//!
+//! By positioned reads and with every number checked, where the LMDB library maps the file and
+//! trusts it: a damaged file would end the process there. Read-only media and network drives work,
+//! and no lock file is needed.
 
 use std::{
-    collections::HashMap,
     fs::File,
-    io::Read,
     path::{Path, PathBuf},
-    sync::{Arc, LazyLock, Mutex, PoisonError, Weak},
+    sync::Arc,
 };
 
-use heed::{Database, Env, EnvFlags, EnvOpenOptions, WithoutTls, types::Bytes};
-
+use super::page::{
+    Damaged, HEADER, Kind, Page, PageNumber, Value, check_overflow, u16_at, u32_at, u64_at,
+};
 use crate::error::DataError;
 
-/// An environment with its unnamed database, opened for reading.
+const MAGIC: u32 = 0xbeef_c0de;
+const VERSION: u32 = 1;
+/// Bytes of a header page that are used.
+const META: usize = 152;
+/// Levels of a tree at most; LMDB has the same limit.
+const MAX_DEPTH: usize = 32;
+/// Flags of a database whose keys are ordered otherwise or have several values.
+const UNUSUAL: u16 = 0x7e;
+/// Root of an empty database.
+const EMPTY: PageNumber = u64::MAX;
+
+/// A directory with a database file. The file stays what it was when it was opened: a rebuild
+/// replaces the directory.
 #[derive(Clone)]
 pub(super) struct Environment {
     pub path: PathBuf,
-    opened: Arc<Opened>,
+    file: Arc<File>,
+    length: u64,
+    page: usize,
+    root: PageNumber,
 }
-
-struct Opened {
-    env: Env<WithoutTls>,
-    database: Database<Bytes, Bytes>,
-}
-
-/// What is open, by canonical path: LMDB wants a file opened only once in a process.
-static OPENED: LazyLock<Mutex<HashMap<PathBuf, Weak<Opened>>>> = LazyLock::new(Mutex::default);
 
 impl Environment {
-    /// Opens a directory that is not being written to. No lock file is needed or made, so
-    /// read-only media work.
+    /// Opens a directory.
     pub fn open(path: &Path) -> Result<Self, DataError> {
-        let failed = |error: heed::Error| DataError::lmdb(path, error);
-        let length = check(path)?;
-        let canonical = path.canonicalize().map_err(DataError::io(path))?;
-        let mut open = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(opened) = open.get(&canonical).and_then(Weak::upgrade) {
-            return Ok(Self { path: path.to_path_buf(), opened });
+        let name = path.join("data.mdb");
+        if !name.is_file() {
+            return Err(DataError::lmdb(
+                path,
+                "is not an LMDB directory (no data.mdb): build it with `cn-clip \
+                 build-lmdb-dataset`, and name the split's directory, which holds imgs/ and pairs/",
+            ));
         }
-        let mut options = EnvOpenOptions::new().read_txn_without_tls();
-        options.map_size(length);
-        // SAFETY: the file is whole (checked above), is mapped read-only, and nobody writes to a
-        // finished data set: a rebuild replaces the directory and leaves this file as it is.
-        let env = unsafe {
-            options.flags(EnvFlags::READ_ONLY | EnvFlags::NO_LOCK | EnvFlags::NO_READ_AHEAD);
-            match options.open(&canonical) {
-                // Another thread is just closing it.
-                Err(heed::Error::EnvAlreadyOpened) => {
-                    if let Some(closing) = heed::env_closing_event(&canonical) {
-                        closing.wait();
-                    }
-                    options.open(&canonical)
-                }
-                opened => opened,
-            }
-            .map_err(failed)?
+        let file = File::open(&name).map_err(DataError::io(&name))?;
+        let length = file.metadata().map_err(DataError::io(&name))?.len();
+        let damaged = |reason: &str| DataError::lmdb(&name, format!("{reason}: build it again"));
+        let read = |at: u64| -> Result<Vec<u8>, DataError> {
+            let mut bytes = vec![0; META.min(length.saturating_sub(at) as usize)];
+            read_at(&file, &mut bytes, at).map_err(DataError::io(&name))?;
+            Ok(bytes)
         };
-        let txn = env.read_txn().map_err(failed)?;
-        let database = env.open_database(&txn, None).map_err(failed)?;
-        let database =
-            database.ok_or_else(|| DataError::lmdb(path, "holds no database: build it again"))?;
-        drop(txn);
-        let opened = Arc::new(Opened { env, database });
-        open.retain(|_, opened| opened.strong_count() > 0);
-        open.insert(canonical, Arc::downgrade(&opened));
-        Ok(Self { path: path.to_path_buf(), opened })
+        // Two copies of the header, one page apart.
+        let first = read(0)?;
+        let page = u32_at(&first, 40).unwrap_or(0) as usize;
+        let is_meta = |bytes: &Vec<u8>| bytes.len() == META && u32_at(bytes, 16) == Ok(MAGIC);
+        if !is_meta(&first) || !page.is_power_of_two() || !(256..=1 << 16).contains(&page) {
+            return Err(damaged("is not an LMDB file"));
+        }
+        let metas = [first, read(page as u64)?];
+        let newest =
+            metas.iter().filter(|meta| is_meta(meta)).max_by_key(|meta| u64_at(meta, 144).ok());
+        let number = |at: usize| newest.and_then(|meta| u64_at(meta, at).ok()).unwrap_or(u64::MAX);
+        if newest.is_some_and(|meta| u32_at(meta, 20) != Ok(VERSION)) {
+            return Err(damaged("has another version of the LMDB format"));
+        }
+        if newest.is_some_and(|meta| u16_at(meta, 92).map_or(true, |flags| flags & UNUSUAL != 0)) {
+            return Err(damaged("has keys of another kind than a data set"));
+        }
+        if number(136).saturating_add(1).saturating_mul(page as u64) > length {
+            return Err(damaged("is cut off"));
+        }
+        let (path, root) = (path.to_path_buf(), number(128));
+        Ok(Self { path, file: Arc::new(file), length, page, root })
     }
 
     /// Reads a value, if the key is there.
     pub fn get<T>(&self, key: &str, read: impl FnOnce(&[u8]) -> T) -> Result<Option<T>, DataError> {
-        let failed = |error: heed::Error| DataError::lmdb(&self.path, error);
-        // LMDB refuses longer keys; nothing can be stored under one.
-        if key.is_empty() || key.len() > 511 {
+        let mut number = self.root;
+        if number == EMPTY {
             return Ok(None);
         }
-        let txn = self.opened.env.read_txn().map_err(failed)?;
-        Ok(self.opened.database.get(&txn, key.as_bytes()).map_err(failed)?.map(read))
+        for _ in 0..MAX_DEPTH {
+            let page = self.tree_page(number)?;
+            number = match page.kind() {
+                Kind::Branch => {
+                    let child = page.descend(key.as_bytes()).and_then(|index| page.child(index));
+                    child.map_err(|Damaged| self.damaged())?
+                }
+                Kind::Leaf => {
+                    let found = page.find(key.as_bytes()).map_err(|Damaged| self.damaged())?;
+                    let Some(index) = found else { return Ok(None) };
+                    return match page.value(index).map_err(|Damaged| self.damaged())? {
+                        Value::Here(bytes) => Ok(Some(read(bytes))),
+                        Value::Overflow { page, length } => {
+                            Ok(Some(read(&self.overflow(page, length)?)))
+                        }
+                    };
+                }
+            };
+        }
+        Err(self.damaged())
     }
 
     /// A number stored as decimal text.
@@ -88,56 +118,202 @@ impl Environment {
 
     /// Every key, in byte order.
     pub fn keys(&self) -> Result<Vec<String>, DataError> {
-        let failed = |error: heed::Error| DataError::lmdb(&self.path, error);
-        let txn = self.opened.env.read_txn().map_err(failed)?;
         let mut keys = Vec::new();
-        for entry in self.opened.database.iter(&txn).map_err(failed)? {
-            let (key, _) = entry.map_err(failed)?;
-            keys.push(String::from_utf8_lossy(key).into_owned());
+        if self.root == EMPTY {
+            return Ok(keys);
+        }
+        // Pages on the way down, with the node that comes next. A sound tree has each page once.
+        let mut path = vec![(self.tree_page(self.root)?, 0)];
+        let mut left = self.length / self.page as u64;
+        while let Some((page, next)) = path.last_mut() {
+            let index = *next;
+            *next += 1;
+            if index >= page.count() {
+                path.pop();
+                continue;
+            }
+            match page.kind() {
+                Kind::Leaf => {
+                    let key = page.key(index).map_err(|Damaged| self.damaged())?;
+                    keys.push(String::from_utf8_lossy(key).into_owned());
+                }
+                Kind::Branch => {
+                    let child = page.child(index).map_err(|Damaged| self.damaged())?;
+                    left = left.checked_sub(1).ok_or_else(|| self.damaged())?;
+                    if path.len() >= MAX_DEPTH {
+                        return Err(self.damaged());
+                    }
+                    path.push((self.tree_page(child)?, 0));
+                }
+            }
         }
         Ok(keys)
     }
+
+    fn tree_page(&self, number: PageNumber) -> Result<Page, DataError> {
+        let bytes = self.read(number, self.page as u64)?;
+        Page::new(bytes, number).map_err(|Damaged| self.damaged())
+    }
+
+    fn overflow(&self, page: PageNumber, length: u64) -> Result<Vec<u8>, DataError> {
+        let mut bytes = self.read(page, HEADER as u64 + length)?;
+        check_overflow(&bytes, page).map_err(|Damaged| self.damaged())?;
+        bytes.drain(..HEADER);
+        Ok(bytes)
+    }
+
+    /// Bytes of the file from the start of a page on.
+    fn read(&self, page: PageNumber, length: u64) -> Result<Vec<u8>, DataError> {
+        let start = page.checked_mul(self.page as u64);
+        let inside = |start: &u64| start.checked_add(length).is_some_and(|end| end <= self.length);
+        let start = start.filter(inside).ok_or_else(|| self.damaged())?;
+        let mut bytes = vec![0; length as usize];
+        let failed = |error| DataError::io(self.path.join("data.mdb"))(error);
+        read_at(&self.file, &mut bytes, start).map_err(failed)?;
+        Ok(bytes)
+    }
+
+    fn damaged(&self) -> DataError {
+        DataError::lmdb(self.path.join("data.mdb"), "is damaged: build it again")
+    }
 }
 
-/// Checks that the file is an LMDB database and not cut off, which would crash on access; returns
-/// its length.
-fn check(path: &Path) -> Result<usize, DataError> {
-    const MAGIC: u32 = 0xbeef_c0de;
-    const META: usize = 152;
-    let file = path.join("data.mdb");
-    if !file.is_file() {
-        return Err(DataError::lmdb(
-            path,
-            "is not an LMDB directory (no data.mdb): build it with `cn-clip build-lmdb-dataset`, \
-             and name the split's directory, which holds imgs/ and pairs/",
-        ));
+#[cfg(unix)]
+fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
+}
+
+#[cfg(windows)]
+fn read_at(file: &File, mut bytes: &mut [u8], mut offset: u64) -> std::io::Result<()> {
+    while !bytes.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, bytes, offset)? {
+            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            count => {
+                bytes = &mut bytes[count..];
+                offset += count as u64;
+            }
+        }
     }
-    let mut opened = File::open(&file).map_err(DataError::io(&file))?;
-    let length = opened.metadata().map_err(DataError::io(&file))?.len();
-    let damaged = |reason: &str| DataError::lmdb(&file, format!("{reason}: build it again"));
-    let mut head = Vec::new();
-    opened.by_ref().take(2 << 16).read_to_end(&mut head).map_err(DataError::io(&file))?;
-    let u32_at = |at: usize| -> Option<u32> {
-        Some(u32::from_le_bytes(head.get(at..at + 4)?.try_into().ok()?))
-    };
-    let u64_at = |at: usize| -> Option<u64> {
-        Some(u64::from_le_bytes(head.get(at..at + 8)?.try_into().ok()?))
-    };
-    // Two copies of the header, one page apart: 16 bytes of page header, then magic, version,
-    // address, map size, two databases of 48 bytes (the first begins with the page size), the last
-    // page and the transaction.
-    let page = u32_at(40).unwrap_or(0) as usize;
-    if u32_at(16) != Some(MAGIC) || !page.is_power_of_two() || !(256..=1 << 16).contains(&page) {
-        return Err(damaged("is not an LMDB file"));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, fs};
+
+    use heed::{EnvOpenOptions, types::Bytes};
+    use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
+
+    use super::*;
+
+    fn fixture(part: &str) -> PathBuf {
+        Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/dataset/lmdb")).join(part)
     }
-    let newest = [0, page]
-        .into_iter()
-        .filter(|start| u32_at(start + 16) == Some(MAGIC) && head.len() >= start + META)
-        .max_by_key(|start| u64_at(start + 144));
-    let last_page = newest.and_then(|start| u64_at(start + 136)).unwrap_or(u64::MAX);
-    let needed = last_page.saturating_add(1).saturating_mul(page as u64);
-    if needed > length {
-        return Err(damaged("is cut off"));
+
+    #[test]
+    fn what_the_library_writes_is_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut rng = StdRng::seed_from_u64(1);
+        let mut expected = BTreeMap::new();
+        for index in 0..20_000 {
+            let length = rng.random_range(1..=if index % 50 == 0 { 511 } else { 12 });
+            let key: String = (0..length).map(|_| rng.random_range('0'..='z')).collect();
+            let size = if index % 200 == 0 { 100_000 } else { 60 };
+            let mut value = vec![0; rng.random_range(0..size)];
+            rng.fill_bytes(&mut value);
+            expected.insert(key, value);
+        }
+        // SAFETY: nobody else knows this directory.
+        let env =
+            unsafe { EnvOpenOptions::new().map_size(256 << 20).open(directory.path()).unwrap() };
+        let mut txn = env.write_txn().unwrap();
+        let database = env.create_database::<Bytes, Bytes>(&mut txn, None).unwrap();
+        for (key, value) in &expected {
+            database.put(&mut txn, key.as_bytes(), value).unwrap();
+        }
+        txn.commit().unwrap();
+        let ours = Environment::open(directory.path()).unwrap();
+        assert!(ours.keys().unwrap().iter().eq(expected.keys()));
+        for (key, value) in &expected {
+            assert!(ours.get(key, |bytes| bytes == value).unwrap().unwrap(), "{key}");
+        }
+        for absent in ["", "0", "zzz!", "absent", &"x".repeat(600)] {
+            assert_eq!(ours.get(absent, |_| ()).unwrap().is_some(), expected.contains_key(absent));
+        }
     }
-    usize::try_from(length).map_err(|_| damaged("is too large for this machine"))
+
+    #[test]
+    fn an_empty_database_has_no_keys() {
+        let directory = tempfile::tempdir().unwrap();
+        // SAFETY: nobody else knows this directory.
+        let env =
+            unsafe { EnvOpenOptions::new().map_size(1 << 20).open(directory.path()).unwrap() };
+        let mut txn = env.write_txn().unwrap();
+        env.create_database::<Bytes, Bytes>(&mut txn, None).unwrap();
+        txn.commit().unwrap();
+        let ours = Environment::open(directory.path()).unwrap();
+        assert!(ours.keys().unwrap().is_empty());
+        assert!(ours.get("a", |_| ()).unwrap().is_none());
+    }
+
+    /// Reads everything there is; whatever happens must be a result.
+    fn read_all(directory: &Path) -> Result<usize, DataError> {
+        let environment = Environment::open(directory)?;
+        let mut bytes = 0;
+        for key in environment.keys()? {
+            bytes += environment.get(&key, <[u8]>::len)?.unwrap_or(0);
+        }
+        Ok(bytes)
+    }
+
+    #[test]
+    fn damage_is_an_error_and_never_a_crash() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("data.mdb");
+        let mut rng = StdRng::seed_from_u64(2);
+        let mut errors = 0;
+        for part in ["train/imgs", "train/pairs", "valid/imgs", "test/pairs"] {
+            let sound = fs::read(fixture(part).join("data.mdb")).unwrap();
+            fs::write(&file, &sound).unwrap();
+            read_all(directory.path()).unwrap();
+            for _ in 0..600 {
+                let mut damaged = sound.clone();
+                // Most of a page of values is data: aim at the beginnings of pages too.
+                let page = rng.random_range(0..damaged.len() / 4096) * 4096;
+                let range = if rng.random() { 64 } else { 4096 };
+                let at = page + rng.random_range(0..range);
+                let count = rng.random_range(1..=8).min(damaged.len() - at);
+                match rng.random_range(0..3) {
+                    0 => damaged[at] ^= 1 << rng.random_range(0..8),
+                    1 => damaged[at..at + count].fill(0xff),
+                    _ => rng.fill_bytes(&mut damaged[at..at + count]),
+                }
+                fs::write(&file, &damaged).unwrap();
+                if let Err(error) = read_all(directory.path()) {
+                    assert!(error.to_string().contains("build it again"), "{error}");
+                    errors += 1;
+                }
+            }
+        }
+        assert!(errors > 200, "{errors}");
+    }
+
+    #[test]
+    fn a_page_that_leads_to_itself_ends() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut bytes = fs::read(fixture("train/imgs").join("data.mdb")).unwrap();
+        let transaction = |page: usize| u64_at(&bytes, page + 144).unwrap();
+        let newest = if transaction(0) > transaction(4096) { 0 } else { 4096 };
+        let root = u64_at(&bytes, newest + 128).unwrap();
+        let at = root as usize * 4096;
+        // A branch with one node, which has the number of its own page.
+        bytes[at + 10..at + 12].copy_from_slice(&1u16.to_le_bytes());
+        bytes[at + 12..at + 14].copy_from_slice(&18u16.to_le_bytes());
+        bytes[at + 16..at + 18].copy_from_slice(&100u16.to_le_bytes());
+        bytes[at + 100..at + 108].copy_from_slice(&[root as u8, 0, 0, 0, 0, 0, 0, 0]);
+        fs::write(directory.path().join("data.mdb"), &bytes).unwrap();
+        let environment = Environment::open(directory.path()).unwrap();
+        assert!(environment.keys().unwrap_err().to_string().contains("is damaged"));
+        assert!(environment.get("1", |_| ()).unwrap_err().to_string().contains("is damaged"));
+    }
 }

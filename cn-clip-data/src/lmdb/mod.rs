@@ -6,6 +6,7 @@
 
 mod build;
 mod environment;
+mod page;
 pub mod pickle;
 mod read;
 
