@@ -130,6 +130,61 @@ fn two_epochs_and_a_resumed_third_end_with_the_recorded_parameters() {
 }
 
 #[test]
+fn two_devices_end_with_the_recorded_parameters_too_and_one_continues_their_run() {
+    let directory = tempfile::tempdir().unwrap();
+    let batch = |size: usize, more: &[&str]| {
+        let mut args = arguments(directory.path(), more);
+        args.retain(|arg| !arg.starts_with("--batch-size"));
+        args.push(format!("--batch-size={size}"));
+        args
+    };
+    let resume = init();
+    let first = ["--name=two", &resume, "--reset-optimizer", "--reset-data-offset"];
+    let more = ["--max-epochs=2", "--devices=cpu,cpu", "--save-step-frequency=1"];
+    let log = succeed(batch(2, &[&first[..], &more, &["--keep-checkpoints=3"]].concat()));
+    assert!(log.contains("world_size: 2") && log.contains("Use cpu,cpu for training"), "{log}");
+    check_log(&log, "train_run/run.out.0.txt");
+    let checkpoints = directory.path().join("two/checkpoints");
+    let mut names: Vec<String> = fs::read_dir(&checkpoints)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort_unstable();
+    assert_eq!(names, ["epoch2.pt", "epoch_2_7.pt", "epoch_2_8.pt", "epoch_latest.pt"]);
+    // One device takes over in the middle of the second epoch, two train the third.
+    let middle = tiny::flag("resume", &checkpoints.join("epoch_2_7.pt"));
+    succeed(batch(4, &["--name=one", &middle, "--max-epochs=2"]));
+    succeed(batch(2, &["--name=one", "--max-epochs=3", "--devices=cpu,cpu"]));
+    let last = directory.path().join("one/checkpoints/epoch3.pt");
+    compare(&last, "train_run/run_final.safetensors");
+}
+
+#[test]
+fn numbers_of_a_run_are_written_for_other_programs() {
+    let directory = tempfile::tempdir().unwrap();
+    succeed(arguments(directory.path(), &["--name=run", "--max-epochs=1", "--valid-recall"]));
+    let run = directory.path().join("run");
+    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let lines: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of = |kind: &str| lines.iter().filter(|line| line["kind"] == kind).collect::<Vec<_>>();
+    assert_eq!((of("train").len(), of("valid").len()), (4, 2));
+    for name in ["loss", "lr", "logit_scale", "gradient_norm", "pairs_per_second", "batch_seconds"]
+    {
+        assert!(of("train").iter().all(|line| line[name].as_f64().unwrap() > 0.0), "{name}");
+    }
+    for name in ["text_to_image_r1", "text_to_image_r10", "image_to_text_r5"] {
+        let share = |line: &&serde_json::Value| line[name].as_f64().unwrap();
+        assert!(of("valid").iter().all(|line| (0.0..=100.0).contains(&share(line))), "{name}");
+    }
+    let events = fs::read_dir(&run).unwrap().filter(|entry| {
+        let name = entry.as_ref().unwrap().file_name();
+        name.to_string_lossy().starts_with("events.out.tfevents.")
+    });
+    assert_eq!(events.count(), 1);
+}
+
+#[test]
 fn the_official_training_file_continues_to_the_recorded_third_epoch() {
     let directory = tempfile::tempdir().unwrap();
     let packed = fs::File::open(fixture("train_run/epoch2_with_optimizer.pt.gz")).unwrap();

@@ -52,6 +52,8 @@ pub struct LoaderOptions {
     pub seed: u64,
     /// Position in the epoch of the first of the order: not 0 when a part is done already.
     pub first: usize,
+    /// Distance of positions in the epoch: the number of ranks that share it.
+    pub stride: usize,
     /// Whether a picture that cannot be decoded is replaced by the next pair of the data set, with
     /// a warning, instead of ending the epoch.
     pub skip_bad_images: bool,
@@ -66,6 +68,7 @@ impl Default for LoaderOptions {
             prefetch: 2,
             seed: 0,
             first: 0,
+            stride: 1,
             skip_bad_images: false,
         }
     }
@@ -184,7 +187,8 @@ impl Maker {
 
     fn picture(&self, pair: &Pair, position: usize, pixels: &mut [f32]) -> Result<(), DataError> {
         let bytes = self.source.image(&pair.image_id)?;
-        let seed = mix(self.options.seed, (self.options.first + position) as u64);
+        let seed =
+            mix(self.options.seed, (self.options.first + position * self.options.stride) as u64);
         let failed = |reason: String| DataError::Image { id: pair.image_id.clone(), reason };
         // Decoders are other people's code: a panic there costs one picture, not the run.
         let applied = catch_unwind(AssertUnwindSafe(|| self.transform.apply(&bytes, seed, pixels)));

@@ -143,6 +143,21 @@ impl Clip {
         }
     }
 
+    /// Running means and variances of all batch norms, one after the other; empty without any.
+    pub fn running_statistics(&self) -> Vec<f32> {
+        match &self.visual {
+            ImageTower::ResNet(tower) => tower.running_statistics(),
+            ImageTower::Vit(_) => Vec::new(),
+        }
+    }
+
+    /// Sets what [`running_statistics`](Self::running_statistics) has given.
+    pub fn set_running_statistics(&self, values: &[f32]) {
+        if let ImageTower::ResNet(tower) = &self.visual {
+            tower.set_running_statistics(values);
+        }
+    }
+
     /// Device of the parameters.
     pub fn device(&self) -> Device {
         self.logit_scale.val().device()

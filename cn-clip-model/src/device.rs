@@ -64,6 +64,11 @@ impl DeviceSpec {
         matches!(self.kind, DeviceKind::Cpu | DeviceKind::NdArray)
     }
 
+    /// The same device, number `index` if it has none.
+    pub fn or_index(&self, index: usize) -> Self {
+        Self { kind: self.kind, index: self.index.or(Some(index)) }
+    }
+
     /// Opens the device, without autodiff.
     ///
     /// Fails with the Cargo feature to enable when the backend was not compiled in, and with the

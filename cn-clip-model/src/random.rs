@@ -23,10 +23,11 @@ impl SampleRng {
         Self { seeds }
     }
 
-    /// Seeds of the samples `first..first + count` of the global batch of one step.
-    pub fn for_step(seed: u64, step: u64, first: usize, count: usize) -> Self {
+    /// Seeds of these samples of the global batch of one step.
+    pub fn for_step(seed: u64, step: u64, samples: impl IntoIterator<Item = usize>) -> Self {
         let base = mix64(seed ^ mix64(step));
-        Self::new((first..first + count).map(|index| mix64(base ^ mix64(index as u64))).collect())
+        let seed = |sample: usize| mix64(base ^ mix64(sample as u64));
+        Self::new(samples.into_iter().map(seed).collect())
     }
 
     /// Number of samples.
@@ -135,8 +136,8 @@ mod tests {
     #[test]
     fn masks_belong_to_the_sample() {
         let device = Device::default();
-        let whole = SampleRng::for_step(7, 3, 0, 4);
-        let half = SampleRng::for_step(7, 3, 2, 2);
+        let whole = SampleRng::for_step(7, 3, 0..4);
+        let half = SampleRng::for_step(7, 3, 2..4);
         let (a, b) = (
             values(whole.hidden_mask(1, [5, 8], 0.3, &device)),
             values(half.hidden_mask(1, [5, 8], 0.3, &device)),
@@ -149,7 +150,7 @@ mod tests {
     #[test]
     fn trimming_padding_keeps_the_masks() {
         let device = Device::default();
-        let rng = SampleRng::for_step(7, 3, 0, 2);
+        let rng = SampleRng::for_step(7, 3, 0..2);
         let long = rng.attention_mask(0, [2, 6, 6], 0.5, &device).slice([0..2, 0..2, 0..4, 0..4]);
         let short = rng.attention_mask(0, [2, 4, 4], 0.5, &device);
         assert_eq!(values(long), values(short));
@@ -157,7 +158,7 @@ mod tests {
 
     #[test]
     fn rate_and_scale_are_right() {
-        let rng = SampleRng::for_step(1, 1, 0, 8);
+        let rng = SampleRng::for_step(1, 1, 0..8);
         let mask = values(rng.hidden_mask(0, [64, 64], 0.1, &Device::default()));
         let dropped = mask.iter().filter(|value| **value == 0.0).count() as f64 / mask.len() as f64;
         assert!((dropped - 0.1).abs() < 0.01, "{dropped}");
@@ -167,7 +168,7 @@ mod tests {
 
     #[test]
     fn kept_patches_are_distinct() {
-        let rng = SampleRng::for_step(1, 1, 0, 3);
+        let rng = SampleRng::for_step(1, 1, 0..3);
         let keep: Vec<i32> =
             rng.keep_patches(49, 0.5, &Device::default()).into_data().iter::<i32>().collect();
         assert_eq!(keep.len(), 3 * 24);

@@ -283,7 +283,7 @@ fn a_saved_model_loads_with_the_same_values() {
             epoch: 3,
             step: 1 << 40,
             name: "run".into(),
-            epoch_batches: Some(7),
+            epoch_pairs: Some(7),
         };
         let model = load(variant);
         checkpoint::save(&file, &model, &progress, None).unwrap();

@@ -2,7 +2,12 @@
 
 use std::path::PathBuf;
 
-use crate::{TrainError, optimizer::DecayGroups, schedule::Decay};
+use crate::{
+    TrainError,
+    optimizer::DecayGroups,
+    schedule::Decay,
+    step::{StepOptions, Training},
+};
 
 /// Settings of a training run. Names follow the reference's flags.
 #[derive(Debug, Clone)]
@@ -27,7 +32,7 @@ pub struct TrainConfig {
     pub log_interval: u64,
     /// Whether log lines show in-batch accuracies.
     pub report_training_batch_acc: bool,
-    /// Pairs of a micro-batch.
+    /// Pairs of a micro-batch, on each rank.
     pub batch_size: usize,
     /// Pairs of a validation batch.
     pub valid_batch_size: usize,
@@ -39,6 +44,8 @@ pub struct TrainConfig {
     pub valid_step_interval: Option<u64>,
     /// Epochs between validations.
     pub valid_epoch_interval: Option<u64>,
+    /// Whether validation also tells recall over the whole set.
+    pub valid_recall: bool,
     /// Tokens per text.
     pub context_length: usize,
     /// Optimizer settings.
@@ -55,6 +62,8 @@ pub struct TrainConfig {
     pub save_epoch_frequency: Option<u64>,
     /// Steps between `epoch_E_S.pt`.
     pub save_step_frequency: Option<u64>,
+    /// How many of `epochN.pt` and `epoch_E_S.pt` are kept, the newest; `None` keeps all.
+    pub keep_checkpoints: Option<usize>,
     /// Checkpoint to begin from.
     pub resume: Option<PathBuf>,
     /// Whether a run of the same name is continued when `resume` is not given.
@@ -71,6 +80,10 @@ pub struct TrainConfig {
     pub freeze_vision: bool,
     /// Use the text tower and its projection, do not train them.
     pub freeze_text: bool,
+    /// Last blocks of a frozen image tower that are trained all the same, with what follows them.
+    pub unlocked_vision_blocks: usize,
+    /// Last blocks of a frozen text tower that are trained all the same, with what follows them.
+    pub unlocked_text_blocks: usize,
     /// Keep only the inputs of blocks and run each again in the backward pass.
     pub grad_checkpointing: bool,
     /// Seed of sample order, masks and augmentation.
@@ -111,6 +124,9 @@ pub struct OptimizerConfig {
     pub wd: f64,
     /// What decays.
     pub decay_groups: DecayGroups,
+    /// Factor of the learning rate for every block between a parameter and the output of its
+    /// tower; 1 = the same everywhere.
+    pub layer_decay: f64,
 }
 
 impl OptimizerConfig {
@@ -121,7 +137,8 @@ impl OptimizerConfig {
             name if name.starts_with("ViT-L") => (4e-4, 0.98, 1e-6),
             _ => (5e-4, 0.98, 1e-6),
         };
-        Self { lr, beta1: 0.9, beta2, eps, wd: 0.2, decay_groups: DecayGroups::default() }
+        let decay_groups = DecayGroups::default();
+        Self { lr, beta1: 0.9, beta2, eps, wd: 0.2, decay_groups, layer_decay: 1.0 }
     }
 }
 
@@ -144,6 +161,7 @@ impl Default for TrainConfig {
             length: RunLength::Epochs(32),
             valid_step_interval: None,
             valid_epoch_interval: Some(1),
+            valid_recall: false,
             context_length: 52,
             optimizer: OptimizerConfig::for_model("ViT-B-16"),
             warmup: 500,
@@ -152,6 +170,7 @@ impl Default for TrainConfig {
             logit_scale_max: 100.0,
             save_epoch_frequency: Some(1),
             save_step_frequency: None,
+            keep_checkpoints: None,
             resume: None,
             auto_resume: true,
             reset_optimizer: false,
@@ -160,6 +179,8 @@ impl Default for TrainConfig {
             flip_unmask_epochs: 0,
             freeze_vision: false,
             freeze_text: false,
+            unlocked_vision_blocks: 0,
+            unlocked_text_blocks: 0,
             grad_checkpointing: false,
             seed: 123,
             num_workers: 0,
@@ -173,7 +194,12 @@ impl Default for TrainConfig {
 
 impl TrainConfig {
     /// Refuses settings that make no sense, by the flag that sets them.
-    pub fn validate(&self, pairs: usize, max_positions: usize) -> Result<(), TrainError> {
+    pub fn validate(
+        &self,
+        pairs: usize,
+        world: usize,
+        max_positions: usize,
+    ) -> Result<(), TrainError> {
         let fail = |reason: String| Err(TrainError::Config(reason));
         let positive = [
             (self.batch_size as u64, "--batch-size"),
@@ -190,10 +216,11 @@ impl TrainConfig {
                 self.train_data
             ));
         }
-        let global = self.batch_size * self.accum_freq;
+        let global = self.batch_size * self.accum_freq * world;
+        let ranks = if world > 1 { " times ranks" } else { "" };
         if global > pairs {
             return fail(format!(
-                "a step takes {global} pairs (--batch-size times --accum-freq) but {} holds only \
+                "a step takes {global} pairs (--batch-size times --accum-freq{ranks}) but {} holds only \
                  {pairs}: the same pairs would be each other's negatives; lower --batch-size",
                 self.train_data
             ));
@@ -207,11 +234,26 @@ impl TrainConfig {
         if !(0.0..1.0).contains(&self.mask_ratio) {
             return fail("--mask-ratio must be at least 0 and below 1".to_string());
         }
-        if self.freeze_vision && self.freeze_text {
+        for (frozen, blocks, name) in [
+            (self.freeze_vision, self.unlocked_vision_blocks, "vision"),
+            (self.freeze_text, self.unlocked_text_blocks, "text"),
+        ] {
+            if blocks > 0 && !frozen {
+                return fail(format!(
+                    "--unlocked-{name}-blocks says what is trained of a frozen tower: add \
+                     --freeze-{name}"
+                ));
+            }
+        }
+        let options = self.step_options();
+        if options.vision == Training::Frozen && options.text == Training::Frozen {
             return fail("--freeze-vision and --freeze-text leave nothing to train".to_string());
         }
         if !(self.logit_scale_max.is_finite() && self.logit_scale_max >= 1.0) {
             return fail("--logit-scale-max must be a number of at least 1".to_string());
+        }
+        if !(self.optimizer.layer_decay > 0.0 && self.optimizer.layer_decay <= 1.0) {
+            return fail("--layer-decay must be above 0 and at most 1".to_string());
         }
         if self.clip_grad_norm.is_some_and(|norm| !norm.is_finite() || norm <= 0.0) {
             return fail("--clip-grad-norm must be a number above 0".to_string());
@@ -231,6 +273,22 @@ impl TrainConfig {
         Ok(())
     }
 
+    /// What steps do besides the default.
+    pub fn step_options(&self) -> StepOptions {
+        let training = |frozen: bool, blocks: usize| match (frozen, blocks) {
+            (false, _) => Training::Whole,
+            (true, 0) => Training::Frozen,
+            (true, blocks) => Training::Last(blocks),
+        };
+        StepOptions {
+            mask_ratio: self.mask_ratio,
+            vision: training(self.freeze_vision, self.unlocked_vision_blocks),
+            text: training(self.freeze_text, self.unlocked_text_blocks),
+            checkpointing: self.grad_checkpointing,
+            concurrent_towers: self.host,
+        }
+    }
+
     /// Directory of the run.
     pub fn directory(&self) -> Option<PathBuf> {
         self.logs.as_ref().map(|logs| logs.join(&self.name))
@@ -242,7 +300,7 @@ impl TrainConfig {
     }
 
     /// `name: value` of every parameter under the reference's names, sorted, in Python's notation.
-    pub fn describe(&self, epochs: u64, steps: u64) -> Vec<(&'static str, String)> {
+    pub fn describe(&self, epochs: u64, steps: u64, world: usize) -> Vec<(&'static str, String)> {
         let flag = |value: bool| if value { "True" } else { "False" }.to_string();
         let every = |value: Option<u64>| value.map_or("None".to_string(), |n| n.to_string());
         let path = |path: &Option<PathBuf>| {
@@ -270,6 +328,8 @@ impl TrainConfig {
             ("freeze_text", flag(self.freeze_text)),
             ("freeze_vision", flag(self.freeze_vision)),
             ("grad_checkpointing", flag(self.grad_checkpointing)),
+            ("keep_checkpoints", every(self.keep_checkpoints.map(|keep| keep as u64))),
+            ("layer_decay", python_float(self.optimizer.layer_decay)),
             ("log_interval", self.log_interval.to_string()),
             ("logit_scale_max", python_float(self.logit_scale_max)),
             ("logs", path(&self.logs)),
@@ -293,13 +353,16 @@ impl TrainConfig {
             ("text_model", self.text_model.clone()),
             ("train_data", self.train_data.clone()),
             ("val_data", self.val_data.clone().unwrap_or("None".to_string())),
+            ("unlocked_text_blocks", self.unlocked_text_blocks.to_string()),
+            ("unlocked_vision_blocks", self.unlocked_vision_blocks.to_string()),
+            ("valid_recall", flag(self.valid_recall)),
             ("valid_batch_size", self.valid_batch_size.to_string()),
             ("valid_epoch_interval", every(self.valid_epoch_interval)),
             ("valid_step_interval", every(self.valid_step_interval)),
             ("vision_model", self.vision_model.clone()),
             ("warmup", self.warmup.to_string()),
             ("wd", python_float(self.optimizer.wd)),
-            ("world_size", "1".to_string()),
+            ("world_size", world.to_string()),
         ];
         lines.sort_unstable_by_key(|(name, _)| *name);
         lines
@@ -354,7 +417,7 @@ mod tests {
         let check = |change: fn(&mut TrainConfig)| {
             let mut config = TrainConfig { batch_size: 8, ..Default::default() };
             change(&mut config);
-            config.validate(100, 512).unwrap_err().to_string()
+            config.validate(100, 1, 512).unwrap_err().to_string()
         };
         assert!(check(|c| c.batch_size = 0).contains("--batch-size"));
         assert!(check(|c| c.batch_size = 101).contains("only 100"));

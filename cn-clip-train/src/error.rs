@@ -23,6 +23,14 @@ pub enum TrainError {
     /// A checkpoint that cannot be resumed from.
     #[error("cannot resume: {0}")]
     Resume(String),
+    /// Another rank has ended with an error.
+    #[error("rank {rank} failed: {reason}")]
+    Rank {
+        /// The rank.
+        rank: usize,
+        /// Its error.
+        reason: String,
+    },
     /// The loss is not a number.
     #[error("the loss is {loss} at step {step}: lower --lr, raise --warmup, or look at the data")]
     Diverged {

@@ -1,13 +1,21 @@
 //! Contrastive training of Chinese-CLIP: one exact step for every way of training.
 
+pub mod communicator;
 mod config;
+mod depth;
 mod error;
 mod log;
 pub mod loss;
+pub mod metrics;
 pub mod optimizer;
+mod recall;
+mod reduce;
+mod report;
+mod run;
 pub mod schedule;
 mod state;
 pub mod step;
+mod tensorboard;
 mod tower;
 mod trainer;
 mod validate;
@@ -15,5 +23,6 @@ mod validate;
 pub use config::{OptimizerConfig, RunLength, TrainConfig};
 pub use error::TrainError;
 pub use loss::contrastive_loss;
-pub use trainer::{Event, Outcome, train};
+pub use recall::Recall;
+pub use trainer::{Event, Job, Outcome, train};
 pub use validate::{Dataset, Validation};

@@ -14,20 +14,23 @@ use crate::{TrainConfig, TrainError};
 /// Writes each line to the log file and to standard error.
 pub struct RunLog {
     console: bool,
+    rank: usize,
     file: Option<(PathBuf, File)>,
     params: Option<PathBuf>,
     bar: ProgressBar,
 }
 
 impl RunLog {
-    /// Opens the log of a run; without a directory lines go to standard error alone.
-    pub fn open(config: &TrainConfig) -> Result<Self, TrainError> {
-        let bar = match config.progress {
+    /// Opens the log of a run; without a directory lines go to standard error alone. Ranks other
+    /// than 0 keep none.
+    pub fn open(config: &TrainConfig, rank: usize) -> Result<Self, TrainError> {
+        let console = config.console && rank == 0;
+        let bar = match config.progress && rank == 0 {
             true => ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()),
             false => ProgressBar::hidden(),
         };
-        let Some(directory) = config.directory() else {
-            return Ok(Self { console: config.console, file: None, params: None, bar });
+        let Some(directory) = config.directory().filter(|_| rank == 0) else {
+            return Ok(Self { console, rank, file: None, params: None, bar });
         };
         fs::create_dir_all(&directory).map_err(TrainError::io(&directory))?;
         let time = Timestamp::now().strftime("%Y-%m-%d-%H-%M-%S").to_string();
@@ -35,7 +38,7 @@ impl RunLog {
         let file = File::options().create(true).append(true).open(&path);
         let file = file.map_err(TrainError::io(&path))?;
         let params = Some(directory.join(format!("params_{time}.txt")));
-        Ok(Self { console: config.console, file: Some((path, file)), params, bar })
+        Ok(Self { console, rank, file: Some((path, file)), params, bar })
     }
 
     /// One line.
@@ -50,7 +53,7 @@ impl RunLog {
 
     fn line(&self, level: &str, message: &str) {
         let time = Zoned::now().strftime("%Y-%m-%d,%H:%M:%S").to_string();
-        let line = format!("{time} | {level} | Rank 0 | {message}");
+        let line = format!("{time} | {level} | Rank {} | {message}", self.rank);
         // The run matters more than its log: a full disk shows when a checkpoint is saved.
         if self.console {
             let _ = self.bar.suspend(|| writeln!(io::stderr(), "{line}"));
@@ -72,6 +75,25 @@ impl RunLog {
         match &self.params {
             Some(path) => fs::write(path, text).map_err(TrainError::io(path)),
             None => Ok(()),
+        }
+    }
+
+    /// What the Python program says of towers that are not trained, or not as a whole.
+    pub fn towers(&self, config: &TrainConfig) {
+        for (frozen, blocks, name) in [
+            (config.freeze_vision, config.unlocked_vision_blocks, "visual"),
+            (config.freeze_text, config.unlocked_text_blocks, "text"),
+        ] {
+            match blocks {
+                _ if !frozen => {}
+                0 => self.info(&format!("The {name} encoder is freezed during training.")),
+                blocks => self.info(&format!(
+                    "The {name} encoder is freezed during training but for its last {blocks} blocks."
+                )),
+            }
+        }
+        if config.grad_checkpointing {
+            self.info("Grad-checkpointing activated.");
         }
     }
 

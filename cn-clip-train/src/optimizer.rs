@@ -1,6 +1,6 @@
 //! AdamW with two parameter groups (arXiv 1711.05101; `torch.optim.AdamW`).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId},
@@ -16,7 +16,11 @@ use cn_clip_model::{
 };
 use rayon::prelude::*;
 
-use crate::TrainError;
+use crate::{
+    TrainError,
+    depth::{rate_factors, trained},
+    step::StepOptions,
+};
 
 /// Values one thread updates at a time.
 const CHUNK: usize = 1 << 15;
@@ -69,6 +73,8 @@ pub struct AdamW {
     /// Hyper-parameters; the learning rate is that of the last step.
     settings: AdamWSettings,
     decay: HashMap<ParamId, bool>,
+    /// Factors of the learning rate; 1 where there is none.
+    rates: HashMap<ParamId, f64>,
     states: HashMap<ParamId, State>,
     /// Whether tensors lie in ordinary memory and are updated in place there.
     host: bool,
@@ -78,7 +84,16 @@ impl AdamW {
     /// An optimizer without state. `host` tells that the device computes in ordinary memory.
     pub fn new(model: &Clip, settings: AdamWSettings, groups: DecayGroups, host: bool) -> Self {
         let decay = parameters(model).iter().map(|spec| (spec.id, groups.decays(spec))).collect();
-        Self { settings, decay, states: HashMap::new(), host }
+        Self { settings, decay, rates: HashMap::new(), states: HashMap::new(), host }
+    }
+
+    /// Multiplies the learning rate by `decay` for every block between a parameter and the output
+    /// of its tower; 1 changes nothing.
+    pub fn with_layer_decay(mut self, model: &Clip, decay: f64) -> Self {
+        if decay != 1.0 {
+            self.rates = rate_factors(model, decay);
+        }
+        self
     }
 
     /// Applies one step to every parameter that has a gradient, multiplied by `factor`.
@@ -93,8 +108,14 @@ impl AdamW {
         model.map(&mut Updater { optimizer: self, gradients, factor })
     }
 
-    /// Takes over the state of a training checkpoint.
-    pub fn restore(&mut self, model: &Clip, checkpoint: &Checkpoint) -> Result<(), TrainError> {
+    /// Takes over the state of a training checkpoint, as far as it is of parameters that are
+    /// trained by `options`.
+    pub fn restore(
+        &mut self,
+        model: &Clip,
+        checkpoint: &Checkpoint,
+        options: &StepOptions,
+    ) -> Result<(), TrainError> {
         let Some(saved) = &checkpoint.optimizer else {
             return Err(TrainError::Resume(format!(
                 "{} holds no optimizer state: add --reset-optimizer",
@@ -103,18 +124,20 @@ impl AdamW {
         };
         let count: usize = saved.group_sizes.iter().sum();
         let specs = parameters(model);
-        let trained = |frozen: &[&str]| {
+        let without = |frozen: &[&str]| {
             let keep = |spec: &&ParamSpec| {
                 !spec.buffer && !frozen.iter().any(|prefix| spec.key.starts_with(prefix))
             };
             specs.iter().filter(keep).collect::<Vec<_>>()
         };
         // Frozen parameters have no index. What was frozen is not written down: count.
+        let own = trained(model, options);
         let candidates = [
-            trained(&[]),
-            trained(&["visual."]),
-            trained(&["bert.", "text_projection"]),
-            trained(&["bert."]),
+            own.iter().collect(),
+            without(&[]),
+            without(&["visual."]),
+            without(&["bert.", "text_projection"]),
+            without(&["bert."]),
         ];
         let mismatch = || {
             TrainError::Resume(format!(
@@ -128,6 +151,7 @@ impl AdamW {
         let by_key: HashMap<&str, &ParamSpec> =
             specs.iter().map(|spec| (spec.key.as_str(), *spec)).collect();
         let order = reference_order(specs.iter().map(|spec| spec.key.as_str()));
+        let own: HashSet<ParamId> = own.iter().map(|spec| spec.id).collect();
         let mut states = HashMap::with_capacity(saved.moments.len());
         for (index, moments) in &saved.moments {
             let spec = order.get(*index).and_then(|key| by_key.get(key)).ok_or_else(mismatch)?;
@@ -135,6 +159,9 @@ impl AdamW {
                 || moments.second.shape != spec.official_shape()
             {
                 return Err(mismatch());
+            }
+            if !own.contains(&spec.id) {
+                continue;
             }
             let first = to_module_layout(spec, moments.first.read()?);
             let second = to_module_layout(spec, moments.second.read()?);
@@ -182,12 +209,13 @@ impl AdamW {
         state.steps += 1;
         let decays = self.decay.get(&id).copied().unwrap_or(false);
         let decay = if decays { settings.weight_decay } else { 0.0 };
+        let rate = settings.learning_rate * self.rates.get(&id).copied().unwrap_or(1.0);
         let bias = |beta: f64| 1.0 - beta.powf(state.steps as f64);
         let rule = Rule {
-            keep: 1.0 - settings.learning_rate * decay,
+            keep: 1.0 - rate * decay,
             beta1: settings.beta1,
             beta2: settings.beta2,
-            rate: settings.learning_rate / bias(settings.beta1),
+            rate: rate / bias(settings.beta1),
             root: bias(settings.beta2).sqrt(),
             epsilon: settings.epsilon,
             factor,

@@ -1,6 +1,7 @@
 //! Saving and resuming of a run.
 
 use std::{
+    fs,
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -20,8 +21,8 @@ pub const LATEST: &str = "epoch_latest.pt";
 pub struct Start {
     /// First epoch, counted from 0.
     pub epoch: u64,
-    /// Batches of that epoch already trained on.
-    pub batches: u64,
+    /// Pairs of that epoch already trained on, over all ranks.
+    pub pairs: u64,
     /// Steps done.
     pub step: u64,
 }
@@ -57,16 +58,16 @@ pub fn resume(
     let checkpoint = Checkpoint::open(path)?;
     let model = checkpoint::load(model, &checkpoint)?;
     let progress = &checkpoint.progress;
-    let start = match (config.reset_data_offset, progress.epoch_batches) {
+    let start = match (config.reset_data_offset, progress.epoch_pairs) {
         (true, _) => Start::default(),
         // Written in mid-epoch: that epoch is not finished.
-        (false, Some(batches)) => {
-            Start { epoch: progress.epoch.saturating_sub(1), batches, step: progress.step }
+        (false, Some(pairs)) => {
+            Start { epoch: progress.epoch.saturating_sub(1), pairs, step: progress.step }
         }
-        (false, None) => Start { epoch: progress.epoch, batches: 0, step: progress.step },
+        (false, None) => Start { epoch: progress.epoch, pairs: 0, step: progress.step },
     };
     if !config.reset_optimizer {
-        optimizer.restore(&model, &checkpoint)?;
+        optimizer.restore(&model, &checkpoint, &config.step_options())?;
         log.info("=> optimizer state is restored from the checkpoint");
     }
     log.info(&format!(
@@ -86,7 +87,7 @@ pub fn save(
     log: &RunLog,
 ) -> Result<(), TrainError> {
     let Some(directory) = config.checkpoints() else { return Ok(()) };
-    std::fs::create_dir_all(&directory).map_err(TrainError::io(&directory))?;
+    fs::create_dir_all(&directory).map_err(TrainError::io(&directory))?;
     let mut written: Option<PathBuf> = None;
     for name in names {
         let path = directory.join(name);
@@ -95,11 +96,11 @@ pub fn save(
             // The same content: copied, beside the name first.
             Some(first) => {
                 let partial = directory.join(format!(".{name}.partial"));
-                std::fs::copy(first, &partial)
-                    .and_then(|_| std::fs::File::open(&partial)?.sync_all())
-                    .and_then(|()| std::fs::rename(&partial, &path))
+                fs::copy(first, &partial)
+                    .and_then(|_| fs::File::open(&partial)?.sync_all())
+                    .and_then(|()| fs::rename(&partial, &path))
                     .map_err(TrainError::io(&path))
-                    .inspect_err(|_| drop(std::fs::remove_file(&partial)))?;
+                    .inspect_err(|_| drop(fs::remove_file(&partial)))?;
             }
             None => checkpoint::save(&path, model, progress, Some(optimizer))?,
         }
@@ -112,5 +113,52 @@ pub fn save(
         ));
         written.get_or_insert(path);
     }
+    config.keep_checkpoints.map_or(Ok(()), |keep| remove_old(&directory, keep.max(1), log))
+}
+
+/// Removes all but the newest `keep` of the checkpoints `epochN.pt` and `epoch_E_S.pt`.
+fn remove_old(directory: &Path, keep: usize, log: &RunLog) -> Result<(), TrainError> {
+    let failed = || TrainError::io(directory);
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).map_err(failed())? {
+        let entry = entry.map_err(failed())?;
+        if is_numbered(&entry.file_name().to_string_lossy()) {
+            let time = entry.metadata().and_then(|data| data.modified()).map_err(failed())?;
+            found.push((time, entry.path()));
+        }
+    }
+    found.sort();
+    let old = found.len().saturating_sub(keep);
+    for (_, path) in found.drain(..old) {
+        fs::remove_file(&path).map_err(TrainError::io(&path))?;
+        log.info(&format!("Removed checkpoint {}", path.display()));
+    }
     Ok(())
+}
+
+/// Whether a file name is one that training gives, other than [`LATEST`].
+fn is_numbered(name: &str) -> bool {
+    let Some(rest) = name.strip_prefix("epoch").and_then(|rest| rest.strip_suffix(".pt")) else {
+        return false;
+    };
+    let number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    match rest.strip_prefix('_') {
+        None => number(rest),
+        Some(rest) => rest.split_once('_').is_some_and(|(a, b)| number(a) && number(b)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_numbered_checkpoints_are_old_ones() {
+        for name in ["epoch1.pt", "epoch12.pt", "epoch_3_1500.pt"] {
+            assert!(is_numbered(name), "{name}");
+        }
+        for name in ["epoch_latest.pt", "epoch.pt", "best.pt", "epoch1.pt.bak", "epoch_1_x.pt"] {
+            assert!(!is_numbered(name), "{name}");
+        }
+    }
 }

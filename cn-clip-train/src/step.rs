@@ -14,7 +14,11 @@ use cn_clip_data::loader::Batch;
 use cn_clip_model::{Clip, Pass, SampleRng, token_tensor};
 
 use crate::{
+    TrainError,
+    communicator::{Communicator, Local},
+    depth::Side,
     loss::{Gathered, TILE},
+    reduce::{average_statistics, gather_rows, sum_gradients},
     tower::{Activations, Tower, surrogate},
 };
 
@@ -38,16 +42,29 @@ pub struct MicroBatch {
 pub struct StepOptions {
     /// Share of patches that FLIP masks.
     pub mask_ratio: f64,
-    /// Whether the image tower is used but not trained.
-    pub freeze_vision: bool,
-    /// Whether the text tower is used but not trained.
-    pub freeze_text: bool,
+    /// What of the image tower is trained.
+    pub vision: Training,
+    /// What of the text tower is trained.
+    pub text: Training,
     /// Whether only the inputs of blocks are kept, and each block is run again in the backward pass:
     /// less memory for one more forward pass.
     pub checkpointing: bool,
     /// Whether the towers are computed at the same time, on threads of rayon. Worth it where the
     /// device is the processor: one tower computes in the gaps between the kernels of the other.
     pub concurrent_towers: bool,
+}
+
+/// What of a tower is trained; the rest is used as in evaluation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Training {
+    /// All of it.
+    #[default]
+    Whole,
+    /// The last blocks, as many as this, and what follows them (LiT, arXiv 2111.07991, and partial
+    /// tuning). A block of a transformer is a layer, one of a ResNet a stage.
+    Last(usize),
+    /// Nothing.
+    Frozen,
 }
 
 /// Result of a step.
@@ -63,69 +80,105 @@ pub struct StepOutput {
     pub text_accuracy: f32,
 }
 
-/// Loss and gradients of a batch given as micro-batches.
-///
-/// `model` lies on an autodiff device. `seed` and `step` choose dropout and FLIP masks, which
-/// belong to the sample: however the batch is cut, they are the same.
-pub fn step(
-    model: &Clip,
-    batches: &[MicroBatch],
-    options: StepOptions,
-    seed: u64,
-    step: u64,
-) -> StepOutput {
-    let mut first = 0;
-    let streams: Vec<SampleRng> = batches
-        .iter()
-        .map(|batch| {
-            let rng = SampleRng::for_step(seed, step, first, batch.size);
-            first += batch.size;
-            rng
-        })
-        .collect();
-    let encoder = Encoder { model, plain: &model.valid(), options, single: batches.len() == 1 };
-    let (encoded, kept): (Vec<_>, Vec<_>) = batches
-        .iter()
-        .zip(&streams)
-        .map(|(batch, rng)| {
+/// How steps are made.
+#[derive(Clone, Copy)]
+pub struct Step<'a> {
+    /// What they do besides the default.
+    pub options: StepOptions,
+    /// The other ranks.
+    pub communicator: &'a dyn Communicator,
+    /// Seed of dropout and FLIP masks.
+    pub seed: u64,
+}
+
+impl Step<'static> {
+    /// Steps on one device.
+    pub fn local(options: StepOptions, seed: u64) -> Self {
+        Self { options, communicator: &Local, seed }
+    }
+}
+
+impl Step<'_> {
+    /// Loss and gradients of the global batch, of which `batches` are this rank's micro-batches:
+    /// on every rank as many, of the same sizes. Sample `i` of rank `r` of `W` is sample
+    /// `i * W + r` of the global batch.
+    ///
+    /// `model` lies on an autodiff device and is the same on every rank. Dropout and FLIP masks
+    /// belong to the sample of step number `index`: however the batch is cut, they are the same.
+    pub fn run(
+        &self,
+        model: &Clip,
+        batches: &[MicroBatch],
+        index: u64,
+    ) -> Result<StepOutput, TrainError> {
+        let (options, communicator) = (self.options, self.communicator);
+        let streams = self.streams(batches, index);
+        let encoder = Encoder { model, plain: &model.valid(), options, single: batches.len() == 1 };
+        let (encoded, kept): (Vec<_>, Vec<_>) = batches
+            .iter()
+            .zip(&streams)
+            .map(|(batch, rng)| {
+                let (image, text) = both(
+                    options.concurrent_towers,
+                    || encoder.encode(Side::Image, batch, rng),
+                    || encoder.encode(Side::Text, batch, rng),
+                );
+                ((image.0, text.0), (image.1, text.1))
+            })
+            .unzip();
+        if !encoder.keeps_graph() {
+            model.adopt_statistics(encoder.plain);
+        }
+        let (image, text): (Vec<_>, Vec<_>) = encoded.into_iter().unzip();
+        let (image, text) = (Tensor::cat(image, 0), Tensor::cat(text, 0));
+        let count = image.dims()[0];
+        let gathered = Gathered {
+            first: communicator.rank() * count,
+            count,
+            image: gather_rows(image, communicator)?,
+            text: gather_rows(text, communicator)?,
+        };
+        let scale: f32 = model.logit_scale.val().inner().exp().into_scalar();
+        let local = gathered.statistics(scale, TILE);
+        let image_rows = gather_rows(local.image_rows.clone(), communicator)?;
+        let text_rows = gather_rows(local.text_rows.clone(), communicator)?;
+        let gradient = gathered.gradient(&local, &image_rows, &text_rows, scale, TILE);
+
+        let mut accumulator = GradientsAccumulator::<Clip>::new();
+        let mut start = 0;
+        for ((batch, rng), (image, text)) in batches.iter().zip(&streams).zip(kept) {
+            let range = start..start + batch.size;
+            start += batch.size;
+            let part = |gradient: &Tensor<2>| gradient.clone().slice_dim(0, range.clone());
             let (image, text) = both(
                 options.concurrent_towers,
-                || encoder.encode(Side::Image, batch, rng),
-                || encoder.encode(Side::Text, batch, rng),
+                || encoder.backward(Side::Image, batch, rng, image, part(&gradient.image)),
+                || encoder.backward(Side::Text, batch, rng, text, part(&gradient.text)),
             );
-            ((image.0, text.0), (image.1, text.1))
-        })
-        .unzip();
-    if !encoder.keeps_graph() {
-        model.adopt_statistics(encoder.plain);
-    }
-    let (image, text): (Vec<_>, Vec<_>) = encoded.into_iter().unzip();
-    let gathered = Gathered::local(Tensor::cat(image, 0), Tensor::cat(text, 0));
-    let scale: f32 = model.logit_scale.val().inner().exp().into_scalar();
-    let local = gathered.statistics(scale, TILE);
-    let gradient = gathered.gradient(&local, &local.image_rows, &local.text_rows, scale, TILE);
+            image.into_iter().chain(text).for_each(|part| accumulator.accumulate(model, part));
+        }
+        let mut gradients = accumulator.grads();
+        gradients.register(model.logit_scale.id, gradient.logit_scale);
+        let gradients = sum_gradients(model, gradients, communicator)?;
+        average_statistics(model, communicator)?;
 
-    let mut accumulator = GradientsAccumulator::<Clip>::new();
-    let mut start = 0;
-    for ((batch, rng), (image, text)) in batches.iter().zip(&streams).zip(kept) {
-        let range = start..start + batch.size;
-        start += batch.size;
-        let part = |gradient: &Tensor<2>| gradient.clone().slice_dim(0, range.clone());
-        let (image, text) = both(
-            options.concurrent_towers,
-            || encoder.backward(Side::Image, batch, rng, image, part(&gradient.image)),
-            || encoder.backward(Side::Text, batch, rng, text, part(&gradient.text)),
-        );
-        image.into_iter().chain(text).for_each(|part| accumulator.accumulate(model, part));
+        let counts = [local.image_correct as f32, local.text_correct as f32];
+        let sums = vec![local.loss_sum() / 2.0, counts[0], counts[1]];
+        let sums = communicator.all_reduce_sum(sums)?;
+        let mean = |index: usize| sums[index] / (count * communicator.world_size()).max(1) as f32;
+        Ok(StepOutput { gradients, loss: mean(0), image_accuracy: mean(1), text_accuracy: mean(2) })
     }
-    let mut gradients = accumulator.grads();
-    gradients.register(model.logit_scale.id, gradient.logit_scale);
-    let count = gathered.count.max(1) as f32;
-    StepOutput {
-        gradients,
-        loss: local.loss_sum() / (2.0 * count),
-        image_accuracy: local.image_correct as f32 / count,
-        text_accuracy: local.text_correct as f32 / count,
+
+    /// Random streams of this rank's samples.
+    fn streams(&self, batches: &[MicroBatch], index: u64) -> Vec<SampleRng> {
+        let (rank, world) = (self.communicator.rank(), self.communicator.world_size());
+        let mut first = 0;
+        let stream = |batch: &MicroBatch| {
+            let samples = (first..first + batch.size).map(|sample| sample * world + rank);
+            first += batch.size;
+            SampleRng::for_step(self.seed, index, samples)
+        };
+        batches.iter().map(stream).collect()
     }
 }
 
@@ -139,13 +192,6 @@ fn both<A: Send, B: Send>(
         true => rayon::join(image, text),
         false => (image(), text()),
     }
-}
-
-/// Which tower.
-#[derive(Debug, Clone, Copy)]
-enum Side {
-    Image,
-    Text,
 }
 
 /// What is kept of a tower between encoding and backward.
@@ -171,38 +217,51 @@ struct Encoder<'a> {
     single: bool,
 }
 
-impl Encoder<'_> {
+impl<'a> Encoder<'a> {
     /// Whether the first pass is that of the model itself, with its graph.
     fn keeps_graph(&self) -> bool {
         self.single && !self.options.checkpointing
     }
 
-    fn tower<'a>(
+    /// What of a tower is trained.
+    fn training(&self, side: Side) -> Training {
+        match side {
+            Side::Image => self.options.vision,
+            Side::Text => self.options.text,
+        }
+    }
+
+    /// The trained part of a tower, that of `model`, behind the part that is not trained.
+    fn tower(
         &self,
         side: Side,
         model: &'a Clip,
         batch: &MicroBatch,
-        rng: &SampleRng,
+        rng: &'a SampleRng,
         pass: Pass<'a>,
     ) -> Tower<'a> {
-        let device = model.device();
-        match side {
-            Side::Image => {
-                let keep = model.keep_patches(self.options.mask_ratio, rng, &device);
-                Tower::image(model, batch.pixels(&device), keep, pass)
+        let whole = |model: &'a Clip, pass: Pass<'a>| {
+            let device = model.device();
+            match side {
+                Side::Image => {
+                    let keep = model.keep_patches(self.options.mask_ratio, rng, &device);
+                    Tower::image(model, batch.pixels(&device), keep, pass)
+                }
+                Side::Text => Tower::text(model, batch.tokens(&device), pass),
             }
-            Side::Text => Tower::text(model, batch.tokens(&device), pass),
-        }
+        };
+        let tower = whole(model, pass);
+        let Training::Last(blocks) = self.training(side) else { return tower };
+        let locked = tower.blocks().saturating_sub(blocks);
+        let output = whole(self.plain, Pass::Eval).prefix(locked);
+        let output = if model.device().is_autodiff() { output.tracked() } else { output };
+        tower.after(locked, output)
     }
 
     /// Normalised features without a graph, and what is kept for the backward pass.
-    fn encode(&self, side: Side, batch: &MicroBatch, rng: &SampleRng) -> (Tensor<2>, Kept) {
+    fn encode(&self, side: Side, batch: &MicroBatch, rng: &'a SampleRng) -> (Tensor<2>, Kept) {
         let tower = |model, pass| self.tower(side, model, batch, rng, pass);
-        let frozen = match side {
-            Side::Image => self.options.freeze_vision,
-            Side::Text => self.options.freeze_text,
-        };
-        if frozen {
+        if self.training(side) == Training::Frozen {
             return (tower(self.plain, Pass::Eval).features(), Kept::Frozen);
         }
         let pass = Pass::Train { rng, update_statistics: true };
@@ -224,7 +283,7 @@ impl Encoder<'_> {
         &self,
         side: Side,
         batch: &MicroBatch,
-        rng: &SampleRng,
+        rng: &'a SampleRng,
         kept: Kept,
         gradient: Tensor<2>,
     ) -> Vec<GradientsParams> {

@@ -42,15 +42,52 @@ impl<'a> Tower<'a> {
         pass: Pass<'a>,
     ) -> Self {
         match &model.visual {
-            ImageTower::Vit(tower) => Self::Vit(Vit { tower, pixels, keep }),
-            ImageTower::ResNet(tower) => Self::ResNet(ResNet { tower, pixels, pass }),
+            ImageTower::Vit(tower) => Self::Vit(Vit { tower, pixels, keep, start: None }),
+            ImageTower::ResNet(tower) => Self::ResNet(ResNet { tower, pixels, pass, start: None }),
         }
     }
 
     /// The text tower of `model` on token ids `[batch, tokens]`.
     pub fn text(model: &'a Clip, tokens: Tensor<2, Int>, pass: Pass<'a>) -> Self {
         let bias = Bert::attention_bias(tokens.clone(), &model.device());
-        Self::Text(Text { model, tokens, bias, pass })
+        Self::Text(Text { model, tokens, bias, pass, start: None })
+    }
+
+    /// Number of blocks.
+    pub fn blocks(&self) -> usize {
+        match self {
+            Self::Vit(tower) => tower.count(),
+            Self::ResNet(tower) => tower.count(),
+            Self::Text(tower) => tower.count(),
+        }
+    }
+
+    /// Input of block number `blocks`.
+    pub fn prefix(&self, blocks: usize) -> Activations {
+        match self {
+            Self::Vit(tower) => Activations::Tokens(vec![tower.prefix(blocks)]),
+            Self::ResNet(tower) => Activations::Maps(vec![tower.prefix(blocks)]),
+            Self::Text(tower) => Activations::Tokens(vec![tower.prefix(blocks)]),
+        }
+    }
+
+    /// The same without the first `blocks` and what is before them, given their output.
+    pub fn after(mut self, blocks: usize, output: Activations) -> Self {
+        match (&mut self, output) {
+            (Self::Vit(tower), Activations::Tokens(mut x)) => {
+                tower.start = x.pop().map(|x| (blocks, x));
+            }
+            (Self::Text(tower), Activations::Tokens(mut x)) => {
+                tower.start = x.pop().map(|x| (blocks, x));
+            }
+            (Self::ResNet(tower), Activations::Maps(mut x)) => {
+                tower.start = x.pop().map(|x| (blocks, x));
+            }
+            (_, Activations::Tokens(_) | Activations::Maps(_)) => {
+                unreachable!("output of another tower")
+            }
+        }
+        self
     }
 
     /// Normalised features `[batch, embed_dim]`.
@@ -96,10 +133,22 @@ impl<'a> Tower<'a> {
     }
 }
 
+impl Activations {
+    /// The same on an autodiff device.
+    pub fn tracked(self) -> Self {
+        match self {
+            Self::Tokens(x) => Self::Tokens(x.into_iter().map(Tensor::from_inner).collect()),
+            Self::Maps(x) => Self::Maps(x.into_iter().map(Tensor::from_inner).collect()),
+        }
+    }
+}
+
 /// A tower as a chain of blocks.
 trait Blocks<const D: usize> {
     /// Input of the first block.
     fn first(&self) -> Tensor<D>;
+    /// Blocks that are left out at the beginning, with what is before them, and their output.
+    fn start(&self) -> Option<(usize, Tensor<D>)>;
     /// Number of blocks.
     fn count(&self) -> usize;
     /// Output of a block.
@@ -109,13 +158,17 @@ trait Blocks<const D: usize> {
 
     /// Normalised features; `see` is shown every [`Activations`] on the way.
     fn run(&self, mut see: impl FnMut(&Tensor<D>)) -> Tensor<2> {
-        let mut x = self.first();
+        let (skipped, mut x) = self.start().unwrap_or_else(|| (0, self.first()));
         see(&x);
-        for index in 0..self.count() {
+        for index in skipped..self.count() {
             x = self.block(index, x);
             see(&x);
         }
         normalize(self.last(x))
+    }
+
+    fn prefix(&self, blocks: usize) -> Tensor<D> {
+        (0..blocks).fold(self.first(), |x, index| self.block(index, x))
     }
 
     fn backward(
@@ -127,11 +180,13 @@ trait Blocks<const D: usize> {
         let Some(input) = inputs.pop() else { return };
         let last = |x: Tensor<D>| normalize(self.last(x));
         let mut gradient = through(input, gradient, last, collect);
-        for index in (0..self.count()).rev() {
+        let start = self.start();
+        let skipped = start.as_ref().map_or(0, |(blocks, _)| *blocks);
+        for index in (skipped..self.count()).rev() {
             let (Some(input), Some(output)) = (inputs.pop(), gradient) else { return };
             gradient = through(input, output, |x| self.block(index, x), collect);
         }
-        if let Some(gradient) = gradient {
+        if let (Some(gradient), None) = (gradient, start) {
             collect(surrogate(self.first(), gradient).backward());
         }
     }
@@ -161,11 +216,16 @@ pub struct Vit<'a> {
     tower: &'a VisionTransformer,
     pixels: Tensor<4>,
     keep: Option<Tensor<2, Int>>,
+    start: Option<(usize, Tensor<3>)>,
 }
 
 impl Blocks<3> for Vit<'_> {
     fn first(&self) -> Tensor<3> {
         self.tower.embed(self.pixels.clone(), self.keep.clone())
+    }
+
+    fn start(&self) -> Option<(usize, Tensor<3>)> {
+        self.start.clone()
     }
 
     fn count(&self) -> usize {
@@ -187,11 +247,16 @@ pub struct ResNet<'a> {
     tower: &'a ModifiedResNet,
     pixels: Tensor<4>,
     pass: Pass<'a>,
+    start: Option<(usize, Tensor<4>)>,
 }
 
 impl Blocks<4> for ResNet<'_> {
     fn first(&self) -> Tensor<4> {
         self.tower.stem(self.pixels.clone(), self.pass)
+    }
+
+    fn start(&self) -> Option<(usize, Tensor<4>)> {
+        self.start.clone()
     }
 
     fn count(&self) -> usize {
@@ -213,11 +278,16 @@ pub struct Text<'a> {
     tokens: Tensor<2, Int>,
     bias: Tensor<4>,
     pass: Pass<'a>,
+    start: Option<(usize, Tensor<3>)>,
 }
 
 impl Blocks<3> for Text<'_> {
     fn first(&self) -> Tensor<3> {
         self.model.bert.embed(self.tokens.clone(), self.pass)
+    }
+
+    fn start(&self) -> Option<(usize, Tensor<3>)> {
+        self.start.clone()
     }
 
     fn count(&self) -> usize {

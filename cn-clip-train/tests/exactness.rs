@@ -15,7 +15,7 @@ use cn_clip_model::{
 };
 use cn_clip_train::{
     optimizer::{AdamW, DecayGroups, gradient_norm},
-    step::{MicroBatch, StepOptions, StepOutput, step},
+    step::{MicroBatch, Step, StepOptions, StepOutput, Training},
 };
 
 const PAIRS: usize = 16;
@@ -117,7 +117,7 @@ fn worst(ours: &HashMap<String, Vec<f32>>, expected: &HashMap<String, Vec<f32>>)
 }
 
 fn run(model: &Clip, parts: usize, options: StepOptions) -> StepOutput {
-    step(model, &cut(parts), options, 5, 9)
+    Step::local(options, 5).run(model, &cut(parts), 9).unwrap()
 }
 
 #[test]
@@ -183,7 +183,7 @@ fn running_statistics(model: &Clip) -> Vec<f32> {
 #[test]
 fn a_frozen_image_tower_is_the_same_with_checkpointing() {
     let model = model(2.into());
-    let options = StepOptions { freeze_vision: true, ..Default::default() };
+    let options = StepOptions { vision: Training::Frozen, ..Default::default() };
     let expected = gradients(&model, &run(&model, 1, options));
     assert!(expected.keys().all(|key| !key.starts_with("visual.")));
     let checkpointed = StepOptions { checkpointing: true, ..options };
@@ -194,7 +194,7 @@ fn a_frozen_image_tower_is_the_same_with_checkpointing() {
 #[test]
 fn a_frozen_text_tower_has_no_gradient_and_leaves_the_others_as_they_are() {
     let model = model(2.into());
-    let frozen = StepOptions { freeze_text: true, ..Default::default() };
+    let frozen = StepOptions { text: Training::Frozen, ..Default::default() };
     let output = run(&model, 1, frozen);
     let found = gradients(&model, &output);
     assert!(found.keys().all(|key| !key.starts_with("bert.") && key != "text_projection"));

@@ -20,7 +20,7 @@ use cn_clip_train::{
     contrastive_loss,
     optimizer::{AdamW, DecayGroups},
     schedule::{Decay, Schedule},
-    step::{MicroBatch, StepOptions, StepOutput, step},
+    step::{MicroBatch, Step, StepOptions, StepOutput, Training},
 };
 use golden::{Golden, fixture, has_zero_gradient, norm_error, relative_error};
 
@@ -116,7 +116,7 @@ fn check_gradients(golden: &Golden, prefix: &str, got: &HashMap<String, Vec<f32>
 }
 
 fn run(model: &Clip, batches: &[MicroBatch], options: StepOptions) -> StepOutput {
-    step(model, batches, options, 1, 0)
+    Step::local(options, 1).run(model, batches, 0).unwrap()
 }
 
 fn check_step(variant: &str) {
@@ -285,7 +285,7 @@ fn a_frozen_image_tower_gets_no_gradients() {
         let golden = Golden::open(&format!("model/{variant}/grads_train.safetensors"));
         let model = load(variant, 0.0);
         let before = values(&model);
-        let options = StepOptions { freeze_vision: true, ..Default::default() };
+        let options = StepOptions { vision: Training::Frozen, ..Default::default() };
         let output = run(&model, &[recorded_batch(variant)], options);
         let found = gradients(&model, &output.gradients);
         assert!(found.keys().all(|key| !key.starts_with("visual.")));
@@ -314,10 +314,11 @@ fn towers_at_the_same_time_give_the_same_gradients() {
 fn masks_repeat_with_the_seed() {
     let model = load("vit_tiny", 0.3);
     let batch = [recorded_batch("vit_tiny")];
-    let loss = |seed, at| step(&model, &batch, StepOptions::default(), seed, at).loss;
+    let loss =
+        |seed, at| Step::local(StepOptions::default(), seed).run(&model, &batch, at).unwrap().loss;
     assert_eq!(loss(1, 5), loss(1, 5));
     assert_ne!(loss(1, 5), loss(1, 6));
     assert_ne!(loss(1, 5), loss(2, 5));
-    let rng = SampleRng::for_step(1, 5, 0, 3);
+    let rng = SampleRng::for_step(1, 5, 0..3);
     assert_eq!(rng.len(), 3);
 }

@@ -7,8 +7,9 @@ use burn::{module::Module, tensor::Device};
 use clap::{Args, ValueEnum};
 use cn_clip_model::{Clip, ClipConfig, DeviceSpec, Pass, checkpoint::AdamWSettings, normalize};
 use cn_clip_train::{
+    metrics::peak_memory_mib,
     optimizer::{AdamW, DecayGroups},
-    step::{MicroBatch, StepOptions, step},
+    step::{MicroBatch, Step, StepOptions},
 };
 
 /// Flags of `cargo xtask bench`.
@@ -96,13 +97,13 @@ impl BenchArgs {
         let device = self.device.open()?;
         let batch = self.inputs(&config);
         let mut seconds = match case {
-            Case::TrainStep => self.train(&config, &batch, &device),
+            Case::TrainStep => self.train(&config, &batch, &device)?,
             _ => self.encode(case, &config, &batch, &device),
         };
         seconds.sort_by(f64::total_cmp);
         let median = seconds[seconds.len() / 2];
         let name = case.to_possible_value().context("a case without a name")?;
-        let peak = peak_mib().map_or("-".to_string(), |peak| peak.to_string());
+        let peak = peak_memory_mib().map_or("-".to_string(), |peak| format!("{peak:.0}"));
         let rate = self.batch as f64 / median;
         println!("{:<14} {median:>10.3} {rate:>12.2} {peak:>10}", name.get_name());
         Ok(())
@@ -158,7 +159,12 @@ impl BenchArgs {
         })
     }
 
-    fn train(&self, config: &ClipConfig, batch: &MicroBatch, device: &Device) -> Vec<f64> {
+    fn train(
+        &self,
+        config: &ClipConfig,
+        batch: &MicroBatch,
+        device: &Device,
+    ) -> anyhow::Result<Vec<f64>> {
         let host = self.device.is_host();
         let model = Clip::init(config, &device.clone().autodiff(), 0);
         let settings = AdamWSettings {
@@ -176,20 +182,19 @@ impl BenchArgs {
             ..StepOptions::default()
         };
         let mut model = Some(model);
-        self.time(|index| {
+        let mut failure = None;
+        let seconds = self.time(|index| {
             if let Some(before) = model.take() {
-                let output = step(&before, std::slice::from_ref(batch), options, 0, index);
+                let step = Step::local(options, 0);
+                let output = match step.run(&before, std::slice::from_ref(batch), index) {
+                    Ok(output) => output,
+                    Err(error) => return failure = Some(error),
+                };
                 let after = optimizer.step(before, output.gradients, settings.learning_rate, 1.0);
                 after.valid().logit_scale.val().into_data();
                 model = Some(after);
             }
-        })
+        });
+        failure.map_or(Ok(seconds), |error| Err(error.into()))
     }
-}
-
-/// Most memory this process has held, where the system tells.
-fn peak_mib() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib / 1024)
 }

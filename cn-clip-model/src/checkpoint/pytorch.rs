@@ -147,7 +147,7 @@ pub(super) fn open(source: &Arc<Source>) -> Result<Checkpoint, ModelError> {
             .and_then(|id| pickle.str(id))
             .unwrap_or_default()
             .to_string(),
-        epoch_batches: own.and_then(|own| number(own, "epoch_batches")),
+        epoch_pairs: own.and_then(|own| number(own, "epoch_pairs")),
     };
     let optimizer = match pickle.get(root, "optimizer") {
         Some(id) => Some(optimizer::read(&archive, id, source)?),

@@ -185,11 +185,11 @@ fn describe(
         writer.int(progress.step as i64);
         writer.str("name");
         writer.str(&progress.name);
-        if let Some(batches) = progress.epoch_batches {
+        if let Some(pairs) = progress.epoch_pairs {
             writer.str("cn_clip");
             writer.dict(|writer| {
-                writer.str("epoch_batches");
-                writer.int(batches as i64);
+                writer.str("epoch_pairs");
+                writer.int(pairs as i64);
             });
         }
         writer.str("state_dict");

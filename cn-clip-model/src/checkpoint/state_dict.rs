@@ -27,9 +27,9 @@ pub struct Progress {
     pub step: u64,
     /// Name of the run.
     pub name: String,
-    /// Batches of `epoch` already trained on when it was written before the epoch's end; `None`
-    /// at the end of an epoch and in files of the Python program.
-    pub epoch_batches: Option<u64>,
+    /// Pairs of `epoch` already trained on, over all ranks, when it was written before the epoch's
+    /// end; `None` at the end of an epoch and in files of the Python program.
+    pub epoch_pairs: Option<u64>,
 }
 
 impl Checkpoint {

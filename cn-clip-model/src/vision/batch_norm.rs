@@ -66,6 +66,16 @@ impl BatchNorm2d {
         result.output
     }
 
+    /// Running mean and variance.
+    pub(crate) fn averages(&self) -> [&RunningState<Tensor<1>>; 2] {
+        [&self.running_mean, &self.running_var]
+    }
+
+    /// Sets one of them.
+    pub(crate) fn set(average: &RunningState<Tensor<1>>, value: Tensor<1>) {
+        move_to(average, value);
+    }
+
     /// Takes over the running averages of a copy, which may be without autodiff.
     pub(crate) fn adopt_statistics(&self, copy: &Self) {
         let pairs = [

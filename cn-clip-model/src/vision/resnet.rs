@@ -196,6 +196,22 @@ impl ModifiedResNet {
         self.norms().zip(copy.norms()).for_each(|(own, copy)| own.adopt_statistics(copy));
     }
 
+    pub(crate) fn running_statistics(&self) -> Vec<f32> {
+        let tensors = self.norms().flat_map(BatchNorm2d::averages);
+        tensors
+            .flat_map(|state| state.value_sync().into_data().iter::<f32>().collect::<Vec<_>>())
+            .collect()
+    }
+
+    pub(crate) fn set_running_statistics(&self, mut values: &[f32]) {
+        for state in self.norms().flat_map(BatchNorm2d::averages) {
+            let old = state.value_sync();
+            let Some((own, rest)) = values.split_at_checked(old.dims()[0]) else { return };
+            values = rest;
+            BatchNorm2d::set(state, Tensor::from_data(own, &old.device()));
+        }
+    }
+
     fn norms(&self) -> impl Iterator<Item = &BatchNorm2d> {
         let blocks = self.stages().into_iter().flatten().flat_map(Bottleneck::norms);
         [&self.bn1, &self.bn2, &self.bn3].into_iter().chain(blocks)

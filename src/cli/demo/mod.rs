@@ -22,7 +22,7 @@ use cn_clip_data::{
 };
 use cn_clip_eval::report::Curve;
 use cn_clip_model::{Clip, ClipConfig};
-use cn_clip_train::{Dataset, Event, TrainConfig, train};
+use cn_clip_train::{Dataset, Event, Job, TrainConfig, communicator::Local, train};
 use include_dir::{Dir, include_dir};
 
 use super::{device::DeviceArg, note, print};
@@ -143,7 +143,12 @@ fn fit(
         }
         true
     };
-    let positions = config.text.max_positions;
-    let outcome = train(training, model, positions, &data, Some(&validation), &mut observe)?;
+    let job = Job {
+        config: training,
+        max_positions: config.text.max_positions,
+        data: &data,
+        validation: Some(&validation),
+    };
+    let outcome = train(job, &Local, model, &mut observe)?;
     Ok((outcome.inference_model(), curves))
 }

@@ -38,6 +38,7 @@ pub fn training(directory: &Path, quick: bool) -> TrainConfig {
             eps: 1e-6,
             wd: 0.1,
             decay_groups: DecayGroups::Correct,
+            layer_decay: 1.0,
         },
         warmup: steps / 20,
         save_epoch_frequency: None,

@@ -1,0 +1,121 @@
+//! Tensors through a [`Communicator`].
+
+use burn::{
+    module::{Module, ModuleVisitor, Param},
+    optim::GradientsParams,
+    tensor::{Device, Tensor, TensorData},
+};
+use cn_clip_model::Clip;
+
+use crate::{TrainError, communicator::Communicator};
+
+/// Values sent at once: enough to use the line well, little beside the gradient of a model.
+const BUCKET: usize = 1 << 23;
+
+/// Values of a tensor, row-major, as 32-bit floats.
+pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().iter::<f32>().collect()
+}
+
+/// Rows of all ranks, in rank order.
+pub fn gather_rows(
+    own: Tensor<2>,
+    communicator: &dyn Communicator,
+) -> Result<Tensor<2>, TrainError> {
+    if communicator.world_size() == 1 {
+        return Ok(own);
+    }
+    let ([rows, columns], device) = (own.dims(), own.device());
+    let all = communicator.all_gather(values(own))?;
+    let shape = [rows * communicator.world_size(), columns];
+    Ok(Tensor::from_data(TensorData::new(all, shape), &device))
+}
+
+/// Sums the gradients of all ranks, which have gradients of the same parameters.
+pub fn sum_gradients(
+    model: &Clip,
+    gradients: GradientsParams,
+    communicator: &dyn Communicator,
+) -> Result<GradientsParams, TrainError> {
+    if communicator.world_size() == 1 {
+        return Ok(gradients);
+    }
+    let mut reducer = Reducer {
+        gradients,
+        communicator,
+        device: model.device().inner(),
+        bucket: Vec::new(),
+        waiting: Vec::new(),
+        sums: GradientsParams::new(),
+        error: None,
+    };
+    model.visit(&mut reducer);
+    reducer.flush();
+    match reducer.error {
+        Some(error) => Err(error),
+        None => Ok(reducer.sums),
+    }
+}
+
+/// Takes the next values of a sum as the gradient of a parameter.
+type Register = Box<dyn FnOnce(Vec<f32>, &Device, &mut GradientsParams)>;
+
+struct Reducer<'a> {
+    gradients: GradientsParams,
+    communicator: &'a dyn Communicator,
+    device: Device,
+    bucket: Vec<f32>,
+    /// Gradients in the bucket: their sizes, and what becomes of their sums.
+    waiting: Vec<(usize, Register)>,
+    sums: GradientsParams,
+    error: Option<TrainError>,
+}
+
+impl ModuleVisitor for Reducer<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let Some(gradient) = self.gradients.remove::<D>(param.id) else { return };
+        let (id, shape) = (param.id, gradient.dims());
+        let register: Register = Box::new(move |sum, device, sums| {
+            sums.register::<D>(id, Tensor::from_data(TensorData::new(sum, shape), device));
+        });
+        let start = self.bucket.len();
+        self.bucket.extend(gradient.into_data().iter::<f32>());
+        self.waiting.push((self.bucket.len() - start, register));
+        if self.bucket.len() >= BUCKET {
+            self.flush();
+        }
+    }
+}
+
+impl Reducer<'_> {
+    fn flush(&mut self) {
+        if self.error.is_some() || self.bucket.is_empty() {
+            return;
+        }
+        match self.communicator.all_reduce_sum(std::mem::take(&mut self.bucket)) {
+            Err(error) => self.error = Some(error),
+            Ok(sum) => {
+                let mut rest = &sum[..];
+                for (count, register) in self.waiting.drain(..) {
+                    let (own, tail) = rest.split_at(count.min(rest.len()));
+                    register(own.to_vec(), &self.device, &mut self.sums);
+                    rest = tail;
+                }
+            }
+        }
+    }
+}
+
+/// Makes the running averages of batch norms the mean over ranks: each rank has normalised its own
+/// micro-batches.
+pub fn average_statistics(model: &Clip, communicator: &dyn Communicator) -> Result<(), TrainError> {
+    let own = model.running_statistics();
+    if communicator.world_size() == 1 || own.is_empty() {
+        return Ok(());
+    }
+    let mut sum = communicator.all_reduce_sum(own)?;
+    let share = 1.0 / communicator.world_size() as f32;
+    sum.iter_mut().for_each(|value| *value *= share);
+    model.set_running_statistics(&sum);
+    Ok(())
+}

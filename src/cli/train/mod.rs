@@ -1,0 +1,125 @@
+//! `cn-clip train`.
+
+mod args;
+mod ranks;
+
+use std::{path::PathBuf, sync::Arc};
+
+use anyhow::Context;
+pub use args::TrainArgs;
+use args::{DecayGroupsArg, LrScheduler};
+use cn_clip_data::{
+    augment::TrainAugment,
+    image::{ImageTransform, PixelTransform},
+    lmdb::LmdbDataset,
+};
+use cn_clip_model::{Clip, DeviceSpec};
+use cn_clip_train::{
+    Dataset, Job, OptimizerConfig, RunLength, TrainConfig, optimizer::DecayGroups, schedule::Decay,
+    train,
+};
+use ranks::Ranks;
+
+use super::{interrupt, note};
+
+/// Trains.
+pub fn run(args: &TrainArgs) -> anyhow::Result<()> {
+    let model_config = args.towers.config()?;
+    let resolution = model_config.vision.image_resolution;
+    let ranks = Ranks::new(args)?;
+    let config = config(args, &ranks);
+    let open = |path: &PathBuf, flag: &str, transform: Arc<dyn PixelTransform>| {
+        let source = LmdbDataset::open(path).with_context(|| flag.to_string())?;
+        anyhow::Ok(Dataset { source: Arc::new(source), transform })
+    };
+    let transform: Arc<dyn PixelTransform> = match args.use_augment {
+        true => Arc::new(TrainAugment::new(resolution)),
+        false => Arc::new(ImageTransform::new(resolution)),
+    };
+    let data = open(&args.train_data, "--train-data", transform)?;
+    let validation = match &args.val_data {
+        Some(path) => Some(open(path, "--val-data", Arc::new(ImageTransform::new(resolution)))?),
+        None => None,
+    };
+    let positions = model_config.text.max_positions;
+    let (data, validation) = (&data, validation.as_ref());
+    let job = Job { config: &config, max_positions: positions, data, validation };
+    interrupt::listen()?;
+    let skipped = ranks.run(|communicator, device| {
+        let device = device.open()?.autodiff();
+        let model = Clip::init(&model_config, &device, args.seed);
+        let outcome = train(job, communicator, model, &mut |_| !interrupt::asked())?;
+        Ok(outcome.skipped_images)
+    })?;
+    if skipped > 0 {
+        note(&format!("{skipped} pictures could not be decoded and were skipped"));
+    }
+    Ok(())
+}
+
+fn config(args: &TrainArgs, ranks: &Ranks) -> TrainConfig {
+    let devices = ranks.devices();
+    let every = |interval: i64| u64::try_from(interval).ok().filter(|interval| *interval > 0);
+    let defaults = OptimizerConfig::for_model(&args.towers.vision_model);
+    TrainConfig {
+        logs: (!matches!(args.logs.as_str(), "" | "none" | "None"))
+            .then(|| args.logs.clone().into()),
+        name: args.name.clone(),
+        vision_model: args.towers.vision_model.clone(),
+        text_model: args.towers.text_model.clone(),
+        train_data: args.train_data.display().to_string(),
+        val_data: args.val_data.as_ref().map(|path| path.display().to_string()),
+        device: devices.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
+        host: devices.iter().all(DeviceSpec::is_host),
+        log_interval: args.log_interval,
+        report_training_batch_acc: args.report_training_batch_acc,
+        batch_size: args.batch_size,
+        valid_batch_size: args.valid_batch_size,
+        accum_freq: args.accum_freq,
+        length: args.max_steps.map_or(RunLength::Epochs(args.max_epochs), RunLength::Steps),
+        valid_step_interval: args.valid_step_interval.and_then(every),
+        valid_epoch_interval: every(args.valid_epoch_interval),
+        valid_recall: args.valid_recall,
+        context_length: args.context_length,
+        optimizer: OptimizerConfig {
+            lr: args.lr.unwrap_or(defaults.lr),
+            beta1: args.beta1.unwrap_or(defaults.beta1),
+            beta2: args.beta2.unwrap_or(defaults.beta2),
+            eps: args.eps.unwrap_or(defaults.eps),
+            wd: args.wd,
+            layer_decay: args.layer_decay,
+            decay_groups: match args.decay_groups {
+                DecayGroupsArg::Correct => DecayGroups::Correct,
+                DecayGroupsArg::Reference => DecayGroups::Reference,
+            },
+        },
+        warmup: if args.skip_scheduler { 0 } else { args.warmup },
+        decay: match (args.skip_scheduler, args.lr_scheduler) {
+            (true, _) | (_, LrScheduler::Constant) => Decay::Constant,
+            (_, LrScheduler::Cosine) => Decay::Cosine,
+            (_, LrScheduler::Linear) => Decay::Linear,
+        },
+        clip_grad_norm: args.clip_grad_norm,
+        logit_scale_max: args.logit_scale_max,
+        save_epoch_frequency: every(args.save_epoch_frequency),
+        save_step_frequency: every(args.save_step_frequency),
+        keep_checkpoints: args.keep_checkpoints,
+        resume: args.resume.clone(),
+        auto_resume: !args.no_auto_resume,
+        reset_optimizer: args.reset_optimizer,
+        reset_data_offset: args.reset_data_offset,
+        mask_ratio: args.mask_ratio,
+        flip_unmask_epochs: args.flip_unmask_epochs,
+        freeze_vision: args.freeze_vision,
+        freeze_text: args.freeze_text,
+        unlocked_vision_blocks: args.unlocked_vision_blocks,
+        unlocked_text_blocks: args.unlocked_text_blocks,
+        grad_checkpointing: args.grad_checkpointing,
+        seed: args.seed,
+        num_workers: if args.num_workers == 0 { ranks.workers() } else { args.num_workers },
+        skip_bad_images: args.skip_bad_images,
+        exclusive_batches: args.exclusive_batches,
+        progress: true,
+        console: true,
+    }
+}
