@@ -11,6 +11,7 @@ pub mod device;
 mod error;
 pub mod hub;
 mod init;
+pub mod pos_embed;
 mod random;
 pub mod text;
 pub mod vision;

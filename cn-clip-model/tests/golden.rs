@@ -9,7 +9,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use cn_clip_model::{
     Clip, ClipConfig, ImageTower, Pass, TextConfig, VisionConfig,
     checkpoint::{self, Checkpoint, parameter_count, parameters},
-    normalize,
+    normalize, pos_embed,
     text::bert::Bert,
     token_tensor,
     vision::resnet::ModifiedResNet,
@@ -385,4 +385,53 @@ fn merged_json_serves_both_towers() {
     let path = file.to_str().unwrap();
     assert_eq!(VisionConfig::load(path).unwrap(), config("vit_tiny").vision);
     assert_eq!(TextConfig::load(path).unwrap(), config("vit_tiny").text);
+}
+
+#[test]
+fn positional_embeddings_are_resized_as_recorded() {
+    let golden = Golden::open("model/vit_tiny/pos_embed_resize.safetensors");
+    let input = golden.get("pos_in");
+    let old = pos_embed::grid_of(input.shape[0]).unwrap();
+    for new in [3, 5, 7, 8] {
+        let resized = pos_embed::resize(&input.values, input.shape[1], old, new);
+        golden.check(&format!("pos_grid{new}"), &resized, 1e-6);
+    }
+}
+
+#[test]
+fn a_checkpoint_of_another_resolution_loads_with_a_resized_grid() {
+    for (variant, resolution) in [("vit_tiny", 56), ("rn_tiny", 96)] {
+        let mut config = config(variant);
+        let old = config.vision.grid();
+        config.vision.image_resolution = resolution;
+        let file = Checkpoint::open(fixture(&format!("model/{variant}/checkpoint_fp16.pt")));
+        let file = file.unwrap();
+        let model = Clip::init(&config, &Device::default(), 0);
+        let grids = (old, config.vision.grid());
+        assert_eq!(checkpoint::resized_grid(&model, &file), Some(grids));
+        let model = checkpoint::load(model, &file).unwrap();
+        let pixels = Tensor::ones([1, 3, resolution, resolution], &Device::default());
+        let features = floats(model.encode_image(pixels, None, Pass::Eval));
+        assert!(features.iter().all(|value| value.is_finite()));
+    }
+}
+
+#[test]
+fn a_part_of_a_checkpoint_replaces_only_that_part() {
+    let config = config("vit_tiny");
+    let file = Checkpoint::open(fixture("model/vit_tiny/checkpoint_fp16.pt")).unwrap();
+    let model = Clip::init(&config, &Device::default(), 5);
+    let fresh = floats(model.text_projection.val());
+    let model = checkpoint::load_part(model, &file, |key| key.starts_with("visual.")).unwrap();
+    assert_eq!(floats(model.text_projection.val()), fresh);
+    let ImageTower::Vit(tower) = &model.visual else { panic!("a ViT") };
+    let saved = file.get("visual.proj").unwrap().read().unwrap();
+    assert_eq!(floats(tower.proj.val()), saved);
+    // Of another architecture: an error that lists what does not fit.
+    let other = Checkpoint::open(fixture("model/rn_tiny/checkpoint_fp16.pt")).unwrap();
+    let model = Clip::init(&config, &Device::default(), 5);
+    let error = checkpoint::load_part(model, &other, |key| key.starts_with("visual."));
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("missing: visual.class_embedding"), "{error}");
+    assert!(!error.contains("unexpected"), "{error}");
 }

@@ -86,6 +86,10 @@ pub struct TrainConfig {
     pub unlocked_text_blocks: usize,
     /// Keep only the inputs of blocks and run each again in the backward pass.
     pub grad_checkpointing: bool,
+    /// Teacher of the image tower, for the log.
+    pub teacher: Option<String>,
+    /// Weight of the distillation loss beside the contrastive one.
+    pub kd_loss_weight: f64,
     /// Seed of sample order, masks and augmentation.
     pub seed: u64,
     /// Decoding threads; 0 = one per core.
@@ -182,6 +186,8 @@ impl Default for TrainConfig {
             unlocked_vision_blocks: 0,
             unlocked_text_blocks: 0,
             grad_checkpointing: false,
+            teacher: None,
+            kd_loss_weight: 0.5,
             seed: 123,
             num_workers: 0,
             skip_bad_images: false,
@@ -251,6 +257,9 @@ impl TrainConfig {
         }
         if !(self.logit_scale_max.is_finite() && self.logit_scale_max >= 1.0) {
             return fail("--logit-scale-max must be a number of at least 1".to_string());
+        }
+        if !(self.kd_loss_weight.is_finite() && self.kd_loss_weight >= 0.0) {
+            return fail("--kd-loss-weight must be a number that is not negative".to_string());
         }
         if !(self.optimizer.layer_decay > 0.0 && self.optimizer.layer_decay <= 1.0) {
             return fail("--layer-decay must be above 0 and at most 1".to_string());
@@ -322,12 +331,14 @@ impl TrainConfig {
                 },
             ),
             ("device", self.device.clone()),
+            ("distillation", flag(self.teacher.is_some())),
             ("eps", python_float(self.optimizer.eps)),
             ("exclusive_batches", flag(self.exclusive_batches)),
             ("flip_unmask_epochs", self.flip_unmask_epochs.to_string()),
             ("freeze_text", flag(self.freeze_text)),
             ("freeze_vision", flag(self.freeze_vision)),
             ("grad_checkpointing", flag(self.grad_checkpointing)),
+            ("kd_loss_weight", python_float(self.kd_loss_weight)),
             ("keep_checkpoints", every(self.keep_checkpoints.map(|keep| keep as u64))),
             ("layer_decay", python_float(self.optimizer.layer_decay)),
             ("log_interval", self.log_interval.to_string()),
@@ -350,6 +361,7 @@ impl TrainConfig {
             ("save_step_frequency", every(self.save_step_frequency)),
             ("seed", self.seed.to_string()),
             ("skip_bad_images", flag(self.skip_bad_images)),
+            ("teacher", self.teacher.clone().unwrap_or("None".to_string())),
             ("text_model", self.text_model.clone()),
             ("train_data", self.train_data.clone()),
             ("val_data", self.val_data.clone().unwrap_or("None".to_string())),

@@ -3,6 +3,7 @@
 pub mod communicator;
 mod config;
 mod depth;
+pub mod distill;
 mod error;
 mod log;
 pub mod loss;
@@ -24,5 +25,5 @@ pub use config::{OptimizerConfig, RunLength, TrainConfig};
 pub use error::TrainError;
 pub use loss::contrastive_loss;
 pub use recall::Recall;
-pub use trainer::{Event, Job, Outcome, train};
+pub use trainer::{Event, Job, Outcome, Rank, train};
 pub use validate::{Dataset, Validation};

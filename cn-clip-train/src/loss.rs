@@ -76,6 +76,11 @@ impl Gathered {
         Self { image, text, first: 0, count }
     }
 
+    /// Image features of this rank: `[n, E]`.
+    pub fn own_image(&self) -> Tensor<2> {
+        self.own(&self.image)
+    }
+
     fn own(&self, features: &Tensor<2>) -> Tensor<2> {
         features.clone().slice_dim(0, self.first..self.first + self.count)
     }

@@ -14,6 +14,7 @@ use crate::{
 /// What is reported of a step once its gradients are used up.
 pub(crate) struct StepSummary {
     pub loss: f32,
+    pub distillation: Option<f32>,
     pub image_accuracy: f32,
     pub text_accuracy: f32,
     pub rate: f64,
@@ -61,6 +62,7 @@ impl Run<'_> {
                     ("loss", f64::from(loss)),
                     ("image_accuracy", f64::from(output.image_accuracy)),
                     ("text_accuracy", f64::from(output.text_accuracy)),
+                    ("distillation_loss", output.distillation.map_or(f64::NAN, f64::from)),
                     ("lr", rate),
                     ("logit_scale", f64::from(scale)),
                     ("gradient_norm", output.norm.unwrap_or(f64::NAN)),

@@ -12,6 +12,7 @@ use cn_clip_model::{Clip, checkpoint::Progress};
 use crate::{
     RunLength, TrainConfig, TrainError,
     communicator::Communicator,
+    distill::Teacher,
     log::RunLog,
     metrics::Metrics,
     optimizer::{AdamW, gradient_norm},
@@ -27,6 +28,7 @@ use crate::{
 pub(crate) struct Run<'a> {
     pub config: &'a TrainConfig,
     pub communicator: &'a dyn Communicator,
+    pub teacher: Option<&'a dyn Teacher>,
     pub data: &'a Dataset,
     pub validation: Option<&'a Dataset>,
     pub log: RunLog,
@@ -173,7 +175,12 @@ impl Run<'_> {
             mask_ratio: if masked { config.mask_ratio } else { 0.0 },
             ..config.step_options()
         };
-        let step = Step { options, communicator: self.communicator, seed: config.seed };
+        let step = Step {
+            options,
+            communicator: self.communicator,
+            teacher: self.teacher,
+            seed: config.seed,
+        };
         let model = self.take()?;
         let output = step.run(&model, batches, self.step)?;
         if !output.loss.is_finite() {
@@ -190,6 +197,7 @@ impl Run<'_> {
         };
         let summary = StepSummary {
             loss: output.loss,
+            distillation: output.distillation,
             image_accuracy: output.image_accuracy,
             text_accuracy: output.text_accuracy,
             rate,

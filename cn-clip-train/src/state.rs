@@ -56,6 +56,11 @@ pub fn resume(
     let shown = path.display();
     log.info(&format!("=> begin to load checkpoint '{shown}'"));
     let checkpoint = Checkpoint::open(path)?;
+    if let Some((old, new)) = checkpoint::resized_grid(&model, &checkpoint) {
+        log.info(&format!(
+            "Resizing position embedding grid-size from ({old}, {old}) to ({new}, {new})"
+        ));
+    }
     let model = checkpoint::load(model, &checkpoint)?;
     let progress = &checkpoint.progress;
     let start = match (config.reset_data_offset, progress.epoch_pairs) {

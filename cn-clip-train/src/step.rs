@@ -17,6 +17,7 @@ use crate::{
     TrainError,
     communicator::{Communicator, Local},
     depth::Side,
+    distill::{Teacher, distill},
     loss::{Gathered, TILE},
     reduce::{average_statistics, gather_rows, sum_gradients},
     tower::{Activations, Tower, surrogate},
@@ -72,8 +73,10 @@ pub enum Training {
 pub struct StepOutput {
     /// Gradients of the mean loss over all pairs.
     pub gradients: GradientsParams,
-    /// Mean loss over all pairs.
+    /// Mean loss over all pairs, that of distillation included.
     pub loss: f32,
+    /// Distillation loss by its weight, if there is a teacher.
+    pub distillation: Option<f32>,
     /// Share of pictures whose own text is the best of the batch.
     pub image_accuracy: f32,
     /// Share of texts whose own picture is the best of the batch.
@@ -87,6 +90,8 @@ pub struct Step<'a> {
     pub options: StepOptions,
     /// The other ranks.
     pub communicator: &'a dyn Communicator,
+    /// What image features follow besides their texts.
+    pub teacher: Option<&'a dyn Teacher>,
     /// Seed of dropout and FLIP masks.
     pub seed: u64,
 }
@@ -94,7 +99,7 @@ pub struct Step<'a> {
 impl Step<'static> {
     /// Steps on one device.
     pub fn local(options: StepOptions, seed: u64) -> Self {
-        Self { options, communicator: &Local, seed }
+        Self { options, communicator: &Local, teacher: None, seed }
     }
 }
 
@@ -142,7 +147,8 @@ impl Step<'_> {
         let local = gathered.statistics(scale, TILE);
         let image_rows = gather_rows(local.image_rows.clone(), communicator)?;
         let text_rows = gather_rows(local.text_rows.clone(), communicator)?;
-        let gradient = gathered.gradient(&local, &image_rows, &text_rows, scale, TILE);
+        let mut gradient = gathered.gradient(&local, &image_rows, &text_rows, scale, TILE);
+        let distilled = self.distill(batches, gathered.own_image(), &mut gradient.image);
 
         let mut accumulator = GradientsAccumulator::<Clip>::new();
         let mut start = 0;
@@ -163,10 +169,28 @@ impl Step<'_> {
         average_statistics(model, communicator)?;
 
         let counts = [local.image_correct as f32, local.text_correct as f32];
-        let sums = vec![local.loss_sum() / 2.0, counts[0], counts[1]];
+        let sums = vec![local.loss_sum() / 2.0, counts[0], counts[1], distilled];
         let sums = communicator.all_reduce_sum(sums)?;
         let mean = |index: usize| sums[index] / (count * communicator.world_size()).max(1) as f32;
-        Ok(StepOutput { gradients, loss: mean(0), image_accuracy: mean(1), text_accuracy: mean(2) })
+        Ok(StepOutput {
+            gradients,
+            loss: mean(0) + mean(3),
+            distillation: self.teacher.map(|_| mean(3)),
+            image_accuracy: mean(1),
+            text_accuracy: mean(2),
+        })
+    }
+
+    /// Adds the gradient of distillation to that of the image features of this rank; returns the
+    /// sum of its loss over them, by its weight.
+    fn distill(&self, batches: &[MicroBatch], student: Tensor<2>, gradient: &mut Tensor<2>) -> f32 {
+        let Some(teacher) = self.teacher else { return 0.0 };
+        let features = batches.iter().map(|batch| teacher.features(batch)).collect();
+        let distillation = distill(&student, Tensor::cat(features, 0));
+        let count = student.dims()[0] * self.communicator.world_size();
+        let share = distillation.gradient * (teacher.weight() / count as f64);
+        *gradient = gradient.clone() + share;
+        distillation.loss_sum * teacher.weight() as f32
     }
 
     /// Random streams of this rank's samples.

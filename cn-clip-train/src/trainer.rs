@@ -9,7 +9,8 @@ use cn_clip_model::{Clip, checkpoint::AdamWSettings};
 
 use crate::{
     RunLength, TrainConfig, TrainError,
-    communicator::Communicator,
+    communicator::{Communicator, Local},
+    distill::Teacher,
     log::RunLog,
     metrics::Metrics,
     optimizer::AdamW,
@@ -66,17 +67,33 @@ pub struct Job<'a> {
     pub validation: Option<&'a Dataset>,
 }
 
-/// Trains `model`, which lies on an autodiff device, as one of the ranks of `communicator`; every
-/// rank must be given the same job and the same weights.
+/// What one rank brings to a job.
+pub struct Rank<'a> {
+    /// Its line to the others.
+    pub communicator: &'a dyn Communicator,
+    /// The model, on an autodiff device, with the same weights on every rank.
+    pub model: Clip,
+    /// What image features follow besides their texts.
+    pub teacher: Option<&'a dyn Teacher>,
+}
+
+impl Rank<'static> {
+    /// A run on one device.
+    pub fn only(model: Clip) -> Self {
+        Self { communicator: &Local, model, teacher: None }
+    }
+}
+
+/// Trains a model as one of the ranks that were given the same job.
 ///
 /// `observe` is told of every step and validation. When it returns `false` after a step, on any
 /// rank, the state is saved and the run ends; it can be resumed there.
 pub fn train(
     job: Job<'_>,
-    communicator: &dyn Communicator,
-    model: Clip,
+    rank: Rank<'_>,
     observe: &mut dyn FnMut(Event) -> bool,
 ) -> Result<Outcome, TrainError> {
+    let Rank { communicator, model, teacher } = rank;
     let Job { config, data, validation, .. } = job;
     let world = communicator.world_size();
     let global = config.batch_size * world;
@@ -132,6 +149,7 @@ pub fn train(
     let mut run = Run {
         config,
         communicator,
+        teacher,
         data,
         validation,
         log,

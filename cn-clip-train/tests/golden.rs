@@ -18,6 +18,7 @@ use cn_clip_model::{
 };
 use cn_clip_train::{
     contrastive_loss,
+    distill::Teacher,
     optimizer::{AdamW, DecayGroups},
     schedule::{Decay, Schedule},
     step::{MicroBatch, Step, StepOptions, StepOutput, Training},
@@ -321,4 +322,62 @@ fn masks_repeat_with_the_seed() {
     assert_ne!(loss(1, 5), loss(2, 5));
     let rng = SampleRng::for_step(1, 5, 0..3);
     assert_eq!(rng.len(), 3);
+}
+
+/// Features that were recorded of a teacher.
+struct Recording {
+    features: Vec<f32>,
+    width: usize,
+    weight: f64,
+    /// Rows handed out.
+    given: std::cell::Cell<usize>,
+}
+
+impl Teacher for Recording {
+    fn features(&self, batch: &MicroBatch) -> Tensor<2> {
+        let first = self.given.replace(self.given.get() + batch.size) * self.width;
+        let rows = self.features[first..first + batch.size * self.width].to_vec();
+        let data = TensorData::new(rows, [batch.size, self.width]);
+        Tensor::from_data(data, &Device::default())
+    }
+
+    fn weight(&self) -> f64 {
+        self.weight
+    }
+}
+
+#[test]
+fn distillation_gives_the_recorded_losses_and_gradients() {
+    for variant in ["vit_tiny", "rn_tiny"] {
+        let golden = Golden::open(&format!("model/{variant}/distillation.safetensors"));
+        let features = golden.get("teacher_features");
+        let weight = f64::from(golden.get("kd_loss_weight").values[0]);
+        let model = load(variant, 0.0);
+        let whole = recorded_batch(variant);
+        let size = whole.pixels.len() / whole.size;
+        let cut = |from: usize, to: usize| MicroBatch {
+            pixels: whole.pixels[from * size..to * size].to_vec(),
+            tokens: whole.tokens[from * 52..to * 52].to_vec(),
+            size: to - from,
+            ..whole.clone()
+        };
+        // Batch norm sees a difference between a batch and its parts.
+        let cuts =
+            if variant == "vit_tiny" { vec![vec![0, 5], vec![0, 2, 5]] } else { vec![vec![0, 5]] };
+        for cuts in cuts {
+            let teacher = Recording {
+                features: features.values.clone(),
+                width: features.shape[1],
+                weight,
+                given: 0.into(),
+            };
+            let parts: Vec<MicroBatch> = cuts.windows(2).map(|c| cut(c[0], c[1])).collect();
+            let local = Step::local(StepOptions::default(), 1);
+            let output = Step { teacher: Some(&teacher), ..local }.run(&model, &parts, 0).unwrap();
+            let weighted = output.distillation.unwrap();
+            golden.check("kd_loss", &[weighted / weight as f32], 1e-4);
+            golden.check("total_loss", &[output.loss], 1e-4);
+            check_gradients(&golden, "grad.", &gradients(&model, &output.gradients));
+        }
+    }
 }

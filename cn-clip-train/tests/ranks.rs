@@ -21,7 +21,7 @@ use cn_clip_model::{
     checkpoint::{self, Checkpoint, parameters},
 };
 use cn_clip_train::{
-    Dataset, Event, Job, RunLength, TrainConfig, TrainError,
+    Dataset, Event, Job, Rank, RunLength, TrainConfig, TrainError,
     communicator::{Communicator, Local, on_threads},
     step::{MicroBatch, Step, StepOptions},
     train,
@@ -82,7 +82,8 @@ fn two_ranks_give_the_recorded_gradients_of_gather_with_grad() {
             resolution: pixels.shape[2],
             context_length: text,
         };
-        let step = Step { options: StepOptions::default(), communicator: rank, seed: 0 };
+        let step =
+            Step { options: StepOptions::default(), communicator: rank, teacher: None, seed: 0 };
         let output = step.run(&model, &[batch], 0)?;
         let read = |id, dims| -> Option<Vec<f32>> {
             let data = match dims {
@@ -166,6 +167,10 @@ fn config(world: usize, accum_freq: usize, grad_checkpointing: bool) -> TrainCon
     }
 }
 
+fn alone(communicator: &dyn Communicator, model: Clip) -> Rank<'_> {
+    Rank { communicator, model, teacher: None }
+}
+
 /// Weights at the end of a run, and losses and recalls on the way.
 type Run = (HashMap<String, Vec<f32>>, Vec<f32>);
 
@@ -183,7 +188,7 @@ fn run(config: &TrainConfig, communicator: &dyn Communicator) -> Result<Run, Tra
         true
     };
     let job = Job { config, max_positions: 512, data: &data, validation: Some(&validation) };
-    let outcome = train(job, communicator, recorded(0.1), &mut observe)?;
+    let outcome = train(job, alone(communicator, recorded(0.1)), &mut observe)?;
     assert_eq!(outcome.steps, 20);
     Ok((weights(&outcome.model), numbers))
 }
@@ -231,7 +236,7 @@ fn a_rank_that_fails_ends_the_run_and_is_named() {
             assert!(rank.rank() == 0 || steps < 3, "out of memory");
             true
         };
-        train(job, rank, recorded(0.0), &mut observe).map(|outcome| outcome.steps)
+        train(job, alone(rank, recorded(0.0)), &mut observe).map(|outcome| outcome.steps)
     });
     let message = outcome.unwrap_err().to_string();
     assert!(message.contains("rank 1") && message.contains("out of memory"), "{message}");
@@ -247,7 +252,7 @@ fn any_rank_may_stop_the_run() {
             steps += 1;
             rank.rank() == 0 || steps < 3
         };
-        train(job, rank, recorded(0.0), &mut observe).map(|outcome| outcome.steps)
+        train(job, alone(rank, recorded(0.0)), &mut observe).map(|outcome| outcome.steps)
     });
     assert_eq!(steps.unwrap(), [3, 3]);
 }
@@ -263,7 +268,7 @@ fn ranks_that_begin_differently_are_refused() {
             model.logit_scale =
                 model.logit_scale.map(|scale| (scale + 0.5).detach().require_grad());
         }
-        train(job, rank, model, &mut |_| true).map(|outcome| outcome.steps)
+        train(job, alone(rank, model), &mut |_| true).map(|outcome| outcome.steps)
     });
     let message = outcome.unwrap_err().to_string();
     assert!(message.contains("rank 1 begins"), "{message}");

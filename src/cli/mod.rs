@@ -22,7 +22,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 /// Chinese-CLIP: train, extract, retrieve and classify on any device.
 #[derive(Debug, Parser)]
-#[command(version, about, max_term_width = 100)]
+#[command(version, about, max_term_width = 100, args_override_self = true)]
 pub struct Cli {
     /// Show debug messages
     #[arg(long, global = true)]

@@ -13,20 +13,72 @@ use super::{
     state_dict::Checkpoint,
     tensor::LazyTensor,
 };
-use crate::{Clip, ModelError};
+use crate::{
+    Clip, ModelError,
+    pos_embed::{grid_of, resize},
+};
 
-/// Puts the weights of a checkpoint into a model of the same architecture.
+/// Puts the weights of a checkpoint into a model of the same architecture. A positional embedding
+/// of another resolution is resized ([`crate::pos_embed`]).
 ///
 /// Fails with one error that lists every missing, unexpected and wrongly shaped key; the model is
 /// then lost, so load before anything else is done with it.
 pub fn load(model: Clip, checkpoint: &Checkpoint) -> Result<Clip, ModelError> {
-    let specs = parameters(&model);
-    let pairs = compare(&specs, checkpoint)?;
+    fill(model, checkpoint, |_| true, true)
+}
+
+/// As [`load`], for those parameters of the model whose official key is `chosen`; whatever else
+/// the checkpoint holds is left alone.
+pub fn load_part(
+    model: Clip,
+    checkpoint: &Checkpoint,
+    chosen: impl Fn(&str) -> bool,
+) -> Result<Clip, ModelError> {
+    fill(model, checkpoint, chosen, false)
+}
+
+/// Sides of the grids of the positional embedding of the image tower, that of the checkpoint and
+/// that of the model, where loading resizes it.
+pub fn resized_grid(model: &Clip, checkpoint: &Checkpoint) -> Option<(usize, usize)> {
+    parameters(model).iter().find_map(|spec| {
+        let (old, new) = grids(spec, checkpoint.get(&spec.key)?)?;
+        (old != new).then_some((old, new))
+    })
+}
+
+fn fill(
+    model: Clip,
+    checkpoint: &Checkpoint,
+    chosen: impl Fn(&str) -> bool,
+    whole: bool,
+) -> Result<Clip, ModelError> {
+    let specs: Vec<ParamSpec> =
+        parameters(&model).into_iter().filter(|spec| chosen(&spec.key)).collect();
+    let pairs = compare(&specs, checkpoint, whole)?;
     let values: Result<HashMap<ParamId, Vec<f32>>, ModelError> = pairs
         .into_par_iter()
-        .map(|(spec, tensor)| Ok((spec.id, to_module_layout(spec, tensor.read()?))))
+        .map(|(spec, tensor)| {
+            let values = tensor.read()?;
+            let values = match grids(spec, tensor) {
+                Some((old, new)) if old != new => resize(&values, spec.shape[1], old, new),
+                _ => values,
+            };
+            Ok((spec.id, to_module_layout(spec, values)))
+        })
         .collect();
     Ok(model.map(&mut Filler { values: values? }))
+}
+
+/// Sides of the grids of a positional embedding in a file and in the model.
+fn grids(spec: &ParamSpec, tensor: &LazyTensor) -> Option<(usize, usize)> {
+    match (&tensor.shape[..], &spec.shape[..]) {
+        (&[old, width], &[new, same])
+            if width == same && spec.key.ends_with("positional_embedding") =>
+        {
+            Some((grid_of(old)?, grid_of(new)?))
+        }
+        _ => None,
+    }
 }
 
 /// Values in official layout to the layout of the module.
@@ -48,6 +100,7 @@ pub fn to_official_layout(spec: &ParamSpec, values: Vec<f32>) -> Vec<f32> {
 fn compare<'a>(
     specs: &'a [ParamSpec],
     checkpoint: &'a Checkpoint,
+    whole: bool,
 ) -> Result<Vec<(&'a ParamSpec, &'a LazyTensor)>, ModelError> {
     let mut left: HashMap<&str, &LazyTensor> =
         checkpoint.state_dict.iter().map(|(key, tensor)| (key.as_str(), tensor)).collect();
@@ -57,16 +110,15 @@ fn compare<'a>(
         let shape = spec.official_shape();
         match left.remove(spec.key.as_str()) {
             None => problems.push(format!("missing: {} {shape:?}", spec.key)),
-            Some(tensor) if tensor.count() != spec.count() || !same_shape(tensor, spec) => problems
-                .push(format!(
-                    "wrong shape: {} is {:?}, the model needs {shape:?}",
-                    spec.key, tensor.shape
-                )),
+            Some(tensor) if !fits(tensor, spec) => problems.push(format!(
+                "wrong shape: {} is {:?}, the model needs {shape:?}",
+                spec.key, tensor.shape
+            )),
             Some(tensor) => pairs.push((spec, tensor)),
         }
     }
     // In the file's order.
-    for (key, tensor) in &checkpoint.state_dict {
+    for (key, tensor) in checkpoint.state_dict.iter().filter(|_| whole) {
         if left.contains_key(key.as_str()) {
             problems.push(format!("unexpected: {key} {:?}", tensor.shape));
         }
@@ -77,11 +129,11 @@ fn compare<'a>(
     }
 }
 
-fn same_shape(tensor: &LazyTensor, spec: &ParamSpec) -> bool {
+fn fits(tensor: &LazyTensor, spec: &ParamSpec) -> bool {
     match spec.layout {
         // `[]` or `[1]`.
-        Layout::Scalar | Layout::Counter => tensor.shape.len() <= 1,
-        _ => tensor.shape == spec.official_shape(),
+        Layout::Scalar | Layout::Counter => tensor.count() == 1 && tensor.shape.len() <= 1,
+        _ => tensor.shape == spec.official_shape() || grids(spec, tensor).is_some(),
     }
 }
 

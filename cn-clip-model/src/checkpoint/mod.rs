@@ -14,7 +14,7 @@ mod state_dict;
 mod tensor;
 
 pub use keys::{Layout, ParamSpec, parameter_count, parameters};
-pub use load::{load, to_module_layout};
+pub use load::{load, load_part, resized_grid, to_module_layout};
 pub use optimizer::{Moments, OptimizerState, reference_no_decay, reference_order};
 pub use save::{AdamWSettings, SaveOptimizer, save};
 pub use state_dict::{Checkpoint, Progress};

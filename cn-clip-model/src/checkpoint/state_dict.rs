@@ -57,6 +57,19 @@ impl Checkpoint {
                 *key = stripped.to_string();
             }
         }
+        // A BERT alone, and the names of its norms in files of TensorFlow's time.
+        let alone = !checkpoint.state_dict.iter().any(|(key, _)| key.starts_with("bert."))
+            && checkpoint.get("embeddings.word_embeddings.weight").is_some();
+        for (key, _) in &mut checkpoint.state_dict {
+            if alone && (key.starts_with("embeddings.") || key.starts_with("encoder.")) {
+                *key = format!("bert.{key}");
+            }
+            if key.starts_with("bert.") {
+                *key = key
+                    .replace("LayerNorm.gamma", "LayerNorm.weight")
+                    .replace("LayerNorm.beta", "LayerNorm.bias");
+            }
+        }
         checkpoint.state_dict.retain(|(key, _)| {
             !key.starts_with("bert.pooler") && key != "bert.embeddings.position_ids"
         });

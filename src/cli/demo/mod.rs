@@ -22,7 +22,7 @@ use cn_clip_data::{
 };
 use cn_clip_eval::report::Curve;
 use cn_clip_model::{Clip, ClipConfig};
-use cn_clip_train::{Dataset, Event, Job, TrainConfig, communicator::Local, train};
+use cn_clip_train::{Dataset, Event, Job, Rank, TrainConfig, train};
 use include_dir::{Dir, include_dir};
 
 use super::{device::DeviceArg, note, print};
@@ -149,6 +149,6 @@ fn fit(
         data: &data,
         validation: Some(&validation),
     };
-    let outcome = train(job, &Local, model, &mut observe)?;
+    let outcome = train(job, Rank::only(model), &mut observe)?;
     Ok((outcome.inference_model(), curves))
 }

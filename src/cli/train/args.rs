@@ -76,6 +76,36 @@ pub struct TrainArgs {
     #[arg(long, alias = "grad_checkpointing", help_heading = "Model")]
     pub grad_checkpointing: bool,
 
+    /// Image tower whose features the image tower follows, with its weights from
+    /// --teacher-checkpoint or, for a published name, from the cache folder
+    #[arg(
+        long,
+        alias = "teacher-model-name",
+        alias = "teacher_model_name",
+        value_name = "NAME|JSON",
+        help_heading = "Distillation"
+    )]
+    pub teacher_model: Option<String>,
+    /// Checkpoint that holds the teacher
+    #[arg(
+        long,
+        alias = "teacher_checkpoint",
+        value_name = "FILE",
+        requires = "teacher_model",
+        help_heading = "Distillation"
+    )]
+    pub teacher_checkpoint: Option<PathBuf>,
+    /// Weight of the distillation loss
+    #[arg(long, alias = "kd_loss_weight", default_value_t = 0.5, help_heading = "Distillation")]
+    pub kd_loss_weight: f64,
+
+    /// Weights of the image tower and the logit scale to begin with, without a run to resume
+    #[arg(long, alias = "clip_weight_path", value_name = "FILE", help_heading = "Initial weights")]
+    pub clip_weight_path: Option<PathBuf>,
+    /// Weights of the text tower to begin with: a BERT
+    #[arg(long, alias = "bert_weight_path", value_name = "FILE", help_heading = "Initial weights")]
+    pub bert_weight_path: Option<PathBuf>,
+
     /// Pairs of a batch, on each device
     #[arg(long, alias = "batch_size", default_value_t = 64, help_heading = "Optimisation")]
     pub batch_size: usize,
@@ -211,6 +241,9 @@ pub struct TrainArgs {
     #[arg(long, alias = "reset_data_offset", help_heading = "Logging and saving")]
     pub reset_data_offset: bool,
 
+    /// Accepted for the Python program's scripts: --teacher-model alone switches it on
+    #[arg(long, requires = "teacher_model", help_heading = "Compatibility")]
+    pub distillation: bool,
     /// Accepted for the Python program's scripts: gradients always go through all ranks
     #[arg(long, alias = "gather_with_grad", help_heading = "Compatibility")]
     pub gather_with_grad: bool,

@@ -2,6 +2,7 @@
 
 mod args;
 mod ranks;
+mod weights;
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -13,10 +14,10 @@ use cn_clip_data::{
     image::{ImageTransform, PixelTransform},
     lmdb::LmdbDataset,
 };
-use cn_clip_model::{Clip, DeviceSpec};
+use cn_clip_model::DeviceSpec;
 use cn_clip_train::{
-    Dataset, Job, OptimizerConfig, RunLength, TrainConfig, optimizer::DecayGroups, schedule::Decay,
-    train,
+    Dataset, Job, OptimizerConfig, Rank, RunLength, TrainConfig, distill::Teacher,
+    optimizer::DecayGroups, schedule::Decay, train,
 };
 use ranks::Ranks;
 
@@ -47,8 +48,11 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<()> {
     interrupt::listen()?;
     let skipped = ranks.run(|communicator, device| {
         let device = device.open()?.autodiff();
-        let model = Clip::init(&model_config, &device, args.seed);
-        let outcome = train(job, communicator, model, &mut |_| !interrupt::asked())?;
+        let model = weights::initial(args, &model_config, &device)?;
+        let teacher = weights::teacher(args, &model_config, &device)?;
+        let teacher = teacher.as_ref().map(|teacher| teacher as &dyn Teacher);
+        let rank = Rank { communicator, model, teacher };
+        let outcome = train(job, rank, &mut |_| !interrupt::asked())?;
         Ok(outcome.skipped_images)
     })?;
     if skipped > 0 {
@@ -115,6 +119,8 @@ fn config(args: &TrainArgs, ranks: &Ranks) -> TrainConfig {
         unlocked_vision_blocks: args.unlocked_vision_blocks,
         unlocked_text_blocks: args.unlocked_text_blocks,
         grad_checkpointing: args.grad_checkpointing,
+        teacher: args.teacher_model.clone(),
+        kd_loss_weight: args.kd_loss_weight,
         seed: args.seed,
         num_workers: if args.num_workers == 0 { ranks.workers() } else { args.num_workers },
         skip_bad_images: args.skip_bad_images,
