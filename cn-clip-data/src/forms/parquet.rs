@@ -81,6 +81,8 @@ struct Group {
 /// Names of the columns that are read.
 struct Columns {
     image: String,
+    /// Whether that is a path even where it is stored as plain bytes.
+    is_path: bool,
     text: String,
     id: Option<String>,
     text_id: Option<String>,
@@ -102,6 +104,7 @@ impl Columns {
         let wanted = [BYTES_COLUMNS.as_slice(), PATH_COLUMNS.as_slice()].concat();
         let image = name(&wanted).ok_or_else(|| lacks("pictures", &wanted))?;
         let text = name(&TEXT_COLUMNS).ok_or_else(|| lacks("captions", &TEXT_COLUMNS))?;
+        let is_path = !BYTES_COLUMNS.iter().any(|name| image.eq_ignore_ascii_case(name));
         let (id, text_id) = (name(&ID_COLUMNS), name(&[TEXT_ID_COLUMN]));
         let read = [Some(&image), Some(&text), id.as_ref(), text_id.as_ref()];
         let projected = fields
@@ -111,7 +114,7 @@ impl Columns {
             .with_fields(projected.cloned().collect())
             .build()
             .map_err(|error| DataError::file(path, error))?;
-        Ok(Self { image, text, id, text_id, projection })
+        Ok(Self { image, is_path, text, id, text_id, projection })
     }
 }
 
@@ -181,7 +184,7 @@ impl Shards for ParquetShards {
             let stem = path.file_stem().unwrap_or_default().to_string_lossy();
             Id::Text(format!("{stem}/{row}"))
         });
-        let image = match picture_of(take(&columns.image)) {
+        let image = match picture_of(take(&columns.image), columns.is_path) {
             Ok(Picture::Bytes(bytes)) => bytes,
             Ok(Picture::Path(name)) => {
                 let folder = path.parent().unwrap_or(Path::new(""));
@@ -248,8 +251,12 @@ enum Picture {
     Path(String),
 }
 
-fn picture_of(field: Field) -> Result<Picture, &'static str> {
+fn picture_of(field: Field, is_path: bool) -> Result<Picture, &'static str> {
     match field {
+        Field::Bytes(bytes) if is_path => match std::str::from_utf8(bytes.data()) {
+            Ok(path) => Ok(Picture::Path(path.to_string())),
+            Err(_) => Err("is a path that is not UTF-8"),
+        },
         Field::Bytes(bytes) => Ok(Picture::Bytes(bytes.data().to_vec())),
         Field::Str(path) => Ok(Picture::Path(path)),
         Field::Group(row) => {
@@ -260,8 +267,9 @@ fn picture_of(field: Field) -> Result<Picture, &'static str> {
                     .position(|(other, field)| other == name && !matches!(field, Field::Null))?;
                 Some(fields.swap_remove(at).1)
             };
-            match take("bytes").or_else(|| take("path")) {
-                Some(field @ (Field::Bytes(_) | Field::Str(_))) => picture_of(field),
+            match (take("bytes"), take("path")) {
+                (Some(bytes @ Field::Bytes(_)), _) => picture_of(bytes, false),
+                (_, Some(path @ (Field::Bytes(_) | Field::Str(_)))) => picture_of(path, true),
                 _ => Err("has neither `bytes` nor `path`"),
             }
         }

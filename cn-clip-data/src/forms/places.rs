@@ -79,9 +79,10 @@ impl Places {
         places
     }
 
-    /// The shard whose samples enter the buffer, and the one after it.
+    /// The shard whose samples enter the buffer, and the one after it if the rank surely reads it.
     pub fn upcoming(&self) -> [Option<usize>; 2] {
-        [self.current.as_ref().map(|(shard, _)| *shard), self.shards.last().copied()]
+        let next = self.shards.last().copied().filter(|_| self.step == 1);
+        [self.current.as_ref().map(|(shard, _)| *shard), next]
     }
 
     /// The next place.

@@ -1,7 +1,7 @@
 //! A stream over shards of any form.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     sync::Arc,
     thread::{self, JoinHandle},
 };
@@ -57,11 +57,11 @@ impl Content {
     }
 
     /// A sample for each caption.
-    fn all(self) -> VecDeque<Sample> {
+    fn all(self) -> Vec<Result<Sample, DataError>> {
         let sample = |(number, text): (usize, &String)| {
             let (image_id, text_id) = (self.image_id.clone(), self.text_id(number));
             let pair = Pair { image_id, text_id, text: text.clone() };
-            Sample { pair, image: self.image.clone() }
+            Ok(Sample { pair, image: self.image.clone() })
         };
         self.captions.iter().enumerate().map(sample).collect()
     }
@@ -116,35 +116,30 @@ impl<S: Shards> SampleStream for Stream<S> {
 
     fn pairs(&self) -> Samples {
         let shards = self.0.clone();
-        let count = shards.counts().len();
-        let mut entries = VecDeque::new().into_iter();
-        let mut samples = VecDeque::new();
-        let mut shard = 0;
-        Box::new(std::iter::from_fn(move || {
-            loop {
-                if let Some(sample) = samples.pop_front() {
-                    return Some(Ok(sample));
-                }
-                if let Some(entry) = entries.next() {
-                    match shards.content(shard - 1, entry) {
-                        Ok(content) => samples = content.all(),
-                        Err(error) => return Some(Err(error)),
-                    }
-                } else if shard < count {
-                    match shards.load(shard) {
-                        Ok(loaded) => entries = VecDeque::from(loaded).into_iter(),
-                        Err(error) => {
-                            shard = count;
-                            return Some(Err(error));
-                        }
-                    }
-                    shard += 1;
-                } else {
-                    return None;
-                }
-            }
+        let loaded = (0..shards.counts().len()).flat_map(move |shard| {
+            let (entries, failed) = match shards.load(shard) {
+                Ok(entries) => (entries, None),
+                Err(error) => (Vec::new(), Some(Err(error))),
+            };
+            let shards = shards.clone();
+            let contents = entries.into_iter().map(move |entry| shards.content(shard, entry));
+            contents.chain(failed)
+        });
+        let samples = loaded.flat_map(|content| match content {
+            Ok(content) => content.all(),
+            Err(error) => vec![Err(error)],
+        });
+        let mut ended = false;
+        Box::new(samples.take_while(move |sample| {
+            let ending = std::mem::replace(&mut ended, ends(sample));
+            !ending
         }))
     }
+}
+
+/// Whether nothing can follow this in a stream.
+fn ends(sample: &Result<Sample, DataError>) -> bool {
+    !matches!(sample, Ok(_) | Err(DataError::Image { .. }))
 }
 
 type Loaded<E> = Vec<Option<E>>;
@@ -212,7 +207,7 @@ impl<S: Shards> Iterator for Reader<S> {
         let place = self.places.next();
         let content = self.entry(place).and_then(|entry| self.shards.content(place.shard, entry));
         let sample = content.map(|content| content.choose(self.seed));
-        if !matches!(sample, Ok(_) | Err(DataError::Image { .. })) {
+        if ends(&sample) {
             self.left = 0;
         }
         Some(sample)

@@ -34,7 +34,7 @@ impl TextFiles {
         while lines.next_into(&mut line)? {
             let record = text_line(&line).map_err(|reason| lines.error(reason))?;
             for id in &record.image_ids {
-                if images.find(&id.to_string())?.is_none() {
+                if images.candidates(&id.to_string()).next().is_none() {
                     return Err(lines.error(format!(
                         "image {id} of text {} has no picture in {}",
                         record.text_id,
@@ -133,38 +133,31 @@ impl Images {
         Ok(())
     }
 
-    /// The entry of an id and, where several share its hash, its line.
-    fn find(&self, id: &str) -> Result<Option<&Entry>, DataError> {
+    /// The entries with the hash of an id: nearly always those of the id.
+    fn candidates(&self, id: &str) -> impl Iterator<Item = &Entry> {
         let hash = hash(id);
         let first = self.entries.partition_point(|entry| entry.hash < hash);
         let rest = self.entries.get(first..).unwrap_or_default();
-        for entry in rest.iter().take_while(|entry| entry.hash == hash) {
-            let head = self.head(entry, id.len() + 8)?;
-            let head = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&head).trim_ascii_start();
-            if head.strip_prefix(id.as_bytes()).is_some_and(|rest| rest.starts_with(b"\t")) {
-                return Ok(Some(entry));
-            }
-        }
-        Ok(None)
+        rest.iter().take_while(move |entry| entry.hash == hash)
     }
 
     fn read(&self, id: &Id) -> Result<Vec<u8>, DataError> {
-        let missing = || DataError::MissingImage { id: id.clone(), path: self.path.clone() };
-        let entry = self.find(&id.to_string())?.ok_or_else(missing)?;
-        let line = self.line(entry)?;
-        let (_, image) = self.split(entry, &line)?;
-        decode_base64(image.as_bytes()).map_err(|error| DataError::Image {
-            id: id.clone(),
-            reason: format!("{}:{}: {error}", self.path.display(), entry.line),
-        })
+        let name = id.to_string();
+        for entry in self.candidates(&name) {
+            let line = self.line(entry)?;
+            let (found, image) = self.split(entry, &line)?;
+            if found == name {
+                return decode_base64(image.as_bytes()).map_err(|error| DataError::Image {
+                    id: id.clone(),
+                    reason: format!("{}:{}: {error}", self.path.display(), entry.line),
+                });
+            }
+        }
+        Err(DataError::MissingImage { id: id.clone(), path: self.path.clone() })
     }
 
     fn line(&self, entry: &Entry) -> Result<Vec<u8>, DataError> {
-        self.head(entry, usize::MAX)
-    }
-
-    fn head(&self, entry: &Entry, length: usize) -> Result<Vec<u8>, DataError> {
-        let mut bytes = vec![0; length.min(entry.length as usize)];
+        let mut bytes = vec![0; entry.length as usize];
         read_at(&self.file, &mut bytes, entry.offset).map_err(DataError::io(&self.path))?;
         Ok(bytes)
     }
