@@ -77,8 +77,12 @@ impl Form {
             return Ok(files);
         }
         if path.is_dir() {
-            // The error tells what an LMDB directory must hold.
-            return Ok(Self::Lmdb(path));
+            let shards = path.join("*.tar");
+            let reason = format!(
+                "is a folder without imgs/ and pairs/: name {FORMS}, such as `{}`",
+                shards.display()
+            );
+            return Err(DataError::file(path, reason));
         }
         if !path.is_file() {
             return Err(DataError::file(path, format!("does not exist: name {FORMS}")));

@@ -25,6 +25,8 @@ pub(super) const SIZES: &str = "sizes.json";
 const PICTURES: [&str; 6] = ["jpg", "jpeg", "png", "webp", "bmp", "gif"];
 /// Bytes of a `.txt` or `.json` at most.
 const MAX_TEXT: u64 = 16 << 20;
+/// Bytes of a picture at most.
+const MAX_PICTURE: u64 = 1 << 30;
 
 /// Opens tar shards. Samples are counted by reading all headers, unless `sizes.json` beside a shard
 /// tells their number.
@@ -97,12 +99,17 @@ fn locate(path: &Path) -> Result<Vec<Location>, DataError> {
             samples.extend(done.finish(path, &file)?);
         }
         let extension = extension.to_ascii_lowercase();
+        let is_picture = PICTURES.contains(&extension.as_str());
         let slot = match extension.as_str() {
             "txt" => &mut group.txt,
             "json" => &mut group.json,
-            other if PICTURES.contains(&other) => &mut group.picture,
+            _ if is_picture => &mut group.picture,
             _ => continue,
         };
+        if member.length > if is_picture { MAX_PICTURE } else { MAX_TEXT } {
+            let reason = format!("member `{}` is absurdly long: remove the sample", member.name);
+            return Err(DataError::file(path, reason));
+        }
         if let Some(first) = slot {
             let reason = format!("`{}` and `{}` are of the same sample", first.name, member.name);
             return Err(DataError::file(path, reason + ": leave one of them out"));
@@ -162,7 +169,7 @@ impl TarShards {
     }
 
     fn read(&self, shard: usize, file: &File, member: &Member) -> Result<Vec<u8>, DataError> {
-        // Headers were checked against the length of the file.
+        // The length was checked when the member was found.
         let mut bytes = vec![0; member.length as usize];
         read_at(file, &mut bytes, member.offset).map_err(DataError::io(self.path(shard)))?;
         Ok(bytes)
@@ -173,9 +180,6 @@ impl TarShards {
     }
 
     fn text(&self, shard: usize, file: &File, member: &Member) -> Result<String, DataError> {
-        if member.length > MAX_TEXT {
-            return Err(self.wrong(shard, member, "is longer than 16 MiB"));
-        }
         String::from_utf8(self.read(shard, file, member)?)
             .map_err(|_| self.wrong(shard, member, "is not UTF-8: save it as UTF-8"))
     }

@@ -139,6 +139,9 @@ impl Loader {
         if options.batch_size == 0 {
             return Err(DataError::Config("the batch size must be at least 1".to_string()));
         }
+        if options.context_length == 0 {
+            return Err(DataError::Config("the context length must be at least 1".to_string()));
+        }
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(options.workers)
             .thread_name(|index| format!("decode-{index}"))
