@@ -33,6 +33,14 @@ pub enum DataError {
         /// What is missing.
         reason: String,
     },
+    /// A file that cannot be used.
+    #[error("{}: {reason}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with the member or row, and what to do.
+        reason: String,
+    },
     /// An LMDB directory that cannot be used.
     #[error("{}: {reason}", path.display())]
     Lmdb {
@@ -67,6 +75,16 @@ impl DataError {
     pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }
+    }
+
+    /// A file that cannot be used.
+    pub fn file(path: impl Into<PathBuf>, reason: impl ToString) -> Self {
+        Self::File { path: path.into(), reason: reason.to_string() }
+    }
+
+    /// A line of a text file that does not have the right form.
+    pub fn line(path: impl Into<PathBuf>, line: u64, reason: impl ToString) -> Self {
+        Self::Line { path: path.into(), line, reason: reason.to_string() }
     }
 
     /// An LMDB directory that cannot be used.

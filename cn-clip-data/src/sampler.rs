@@ -1,8 +1,15 @@
 //! Order of the samples of an epoch: that of PyTorch's `DistributedSampler`, number for number.
 
-use std::collections::{HashSet, VecDeque};
+use std::{
+    collections::{HashSet, VecDeque},
+    hash::{DefaultHasher, Hash, Hasher},
+};
 
 use rand_mt::Mt;
+use rayon::prelude::*;
+use rustc_hash::FxHashMap;
+
+use crate::{error::DataError, loader::mix, source::PairSource};
 
 /// Pairs rounded up to whole global batches; what is added are the first pairs again.
 pub fn padded_len(pairs: usize, global_batch: usize) -> usize {
@@ -79,9 +86,52 @@ pub fn exclusive_order<'a>(
     }
 }
 
+/// Pairs of each picture, pictures in the order in which they first occur.
+///
+/// # Errors
+/// When a pair cannot be read or there are 2^32 or more.
+pub fn one_caption_groups(source: &dyn PairSource) -> Result<Vec<Vec<u32>>, DataError> {
+    let count = u32::try_from(source.len()).map_err(|_| {
+        DataError::Config("one caption per picture needs fewer than 2^32 pairs".to_string())
+    })?;
+    let key = |index: u32| {
+        let index = index as usize;
+        let mut hasher = DefaultHasher::new();
+        source.part(index).hash(&mut hasher);
+        source.pair(index)?.image_id.hash(&mut hasher);
+        Ok(hasher.finish())
+    };
+    let keys = (0..count).into_par_iter().map(key).collect::<Result<Vec<u64>, DataError>>()?;
+    let mut places: FxHashMap<u64, usize> = FxHashMap::default();
+    let mut groups: Vec<Vec<u32>> = Vec::new();
+    for (index, key) in (0..count).zip(keys) {
+        let place = *places.entry(key).or_insert(groups.len());
+        match groups.get_mut(place) {
+            Some(group) => group.push(index),
+            None => groups.push(vec![index]),
+        }
+    }
+    Ok(groups)
+}
+
+/// An epoch in which each picture occurs once, with a caption chosen by seed, epoch and picture:
+/// pair indices in the order [`epoch_order`] gives the pictures, padded to whole batches likewise.
+pub fn one_caption_order(groups: &[Vec<u32>], batch: usize, seed: u64, epoch: u64) -> Vec<usize> {
+    let chosen = |picture: usize| {
+        let group = groups.get(picture)?;
+        let draw = mix(mix(seed, epoch), picture as u64).checked_rem(group.len() as u64)?;
+        group.get(draw as usize).map(|index| *index as usize)
+    };
+    epoch_order(groups.len(), batch, seed, epoch, 0, 1).into_iter().filter_map(chosen).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        record::{Id, Pair},
+        source::MemoryDataset,
+    };
 
     #[test]
     fn orders_are_those_of_the_python_program() {
@@ -124,5 +174,37 @@ mod tests {
         let keys = [[1u64], [1], [1]];
         assert!(exclusive_order(&[0, 1, 2], 2, |pair| &keys[pair]).is_empty());
         assert!(epoch_order(0, 4, 1, 0, 0, 1).is_empty());
+    }
+
+    #[test]
+    fn every_picture_occurs_once_with_one_of_its_captions() {
+        let pair = |picture: i64, text: &str| Pair {
+            image_id: picture.into(),
+            text_id: text.into(),
+            text: text.to_string(),
+        };
+        // Picture p has p captions, here and there.
+        let mut pairs: Vec<Pair> = Vec::new();
+        for caption in 1..=9 {
+            pairs.extend((caption..=9).map(|p| pair(p, &format!("{p}-{caption}"))));
+        }
+        let source = MemoryDataset { pairs, ..MemoryDataset::default() };
+        let groups = one_caption_groups(&source).unwrap();
+        let sizes: Vec<usize> = groups.iter().map(Vec::len).collect();
+        assert_eq!(sizes, [1, 2, 3, 4, 5, 6, 7, 8, 9]);
+
+        let order = |epoch| one_caption_order(&groups, 1, 7, epoch);
+        let mut chosen = HashSet::new();
+        for epoch in 0..40 {
+            let order = order(epoch);
+            let pictures: HashSet<Id> =
+                order.iter().map(|index| source.pairs[*index].image_id.clone()).collect();
+            assert_eq!((order.len(), pictures.len()), (9, 9));
+            chosen.extend(order);
+        }
+        assert_eq!(chosen.len(), source.pairs.len());
+        assert_eq!(order(3), order(3));
+        assert_eq!(one_caption_order(&groups, 4, 7, 0).len(), 12);
+        assert!(one_caption_order(&[], 4, 7, 0).is_empty());
     }
 }

@@ -19,8 +19,14 @@ pub trait PairSource: Send + Sync {
     /// A pair.
     fn pair(&self, index: usize) -> Result<Pair, DataError>;
 
-    /// The bytes of a picture file.
-    fn image(&self, id: &Id) -> Result<Vec<u8>, DataError>;
+    /// The bytes of the picture file of `pair`, which is the pair of this index.
+    fn image(&self, index: usize, pair: &Pair) -> Result<Vec<u8>, DataError>;
+
+    /// The part of a joined source that a pair comes from: pictures of different parts are
+    /// different ones even where their ids agree.
+    fn part(&self, _index: usize) -> usize {
+        0
+    }
 }
 
 /// Pairs and picture files in memory.
@@ -47,7 +53,8 @@ impl PairSource for MemoryDataset {
         })
     }
 
-    fn image(&self, id: &Id) -> Result<Vec<u8>, DataError> {
+    fn image(&self, _index: usize, pair: &Pair) -> Result<Vec<u8>, DataError> {
+        let id = &pair.image_id;
         let missing = || DataError::MissingImage { id: id.clone(), path: PathBuf::from("memory") };
         self.images.get(id).cloned().ok_or_else(missing)
     }

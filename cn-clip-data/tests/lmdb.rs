@@ -51,7 +51,7 @@ fn check_split(path: &Path, split: &str) {
     assert_eq!(ids, expected);
     assert_eq!(data.num_images(), ids.len());
     for id in data.images().ids().unwrap() {
-        assert!(data.image(&id).unwrap().len() > 100);
+        assert!(data.images().image(&id).unwrap().len() > 100);
     }
 }
 
@@ -104,7 +104,7 @@ fn the_map_grows_with_the_data() {
     build(input.path(), &["big"], out.path()).unwrap();
     let data = LmdbDataset::open(out.path().join("big")).unwrap();
     assert_eq!((data.len(), data.num_images()), (400, 400));
-    assert_eq!(data.image(&Id::Int(399)).unwrap().len(), 3 << 16);
+    assert_eq!(data.images().image(&Id::Int(399)).unwrap().len(), 3 << 16);
 }
 
 #[test]
@@ -146,7 +146,7 @@ fn malformed_input_is_an_error_with_file_and_line() {
                     LmdbDataset::open(&built.unwrap_or_else(|e| panic!("{name}: {e}"))[0].path)
                         .unwrap();
                 let pair = data.pair(0).unwrap();
-                assert_eq!(data.image(&pair.image_id).unwrap(), b"ABC", "{name}");
+                assert_eq!(data.images().image(&pair.image_id).unwrap(), b"ABC", "{name}");
             }
         }
     }
@@ -207,7 +207,7 @@ fn many_threads_read_at_once() {
             scope.spawn(move || {
                 for round in 0..500 {
                     let pair = data.pair(round % data.len()).unwrap();
-                    assert!(!data.image(&pair.image_id).unwrap().is_empty());
+                    assert!(!data.images().image(&pair.image_id).unwrap().is_empty());
                 }
             });
         }

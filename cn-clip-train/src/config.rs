@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use cn_clip_data::forms::DEFAULT_BUFFER;
+
 use crate::{
     TrainError,
     optimizer::DecayGroups,
@@ -98,6 +100,10 @@ pub struct TrainConfig {
     pub skip_bad_images: bool,
     /// Keep pairs that share a picture or a caption out of each other's batches.
     pub exclusive_batches: bool,
+    /// See each picture once in an epoch, with one of its captions.
+    pub one_caption_per_image: bool,
+    /// Samples of a stream among which the next is drawn.
+    pub shuffle_buffer: usize,
     /// Show a progress bar if standard error is a terminal.
     pub progress: bool,
     /// Write log lines to standard error too.
@@ -192,6 +198,8 @@ impl Default for TrainConfig {
             num_workers: 0,
             skip_bad_images: false,
             exclusive_batches: false,
+            one_caption_per_image: false,
+            shuffle_buffer: DEFAULT_BUFFER,
             progress: false,
             console: true,
         }
@@ -212,6 +220,7 @@ impl TrainConfig {
             (self.valid_batch_size as u64, "--valid-batch-size"),
             (self.accum_freq as u64, "--accum-freq"),
             (self.log_interval, "--log-interval"),
+            (self.shuffle_buffer as u64, "--shuffle-buffer"),
         ];
         if let Some((_, flag)) = positive.iter().find(|(value, _)| *value == 0) {
             return fail(format!("{flag} must be at least 1"));
@@ -351,6 +360,7 @@ impl TrainConfig {
             ("max_steps", steps.to_string()),
             ("name", self.name.clone()),
             ("num_workers", self.num_workers.to_string()),
+            ("one_caption_per_image", flag(self.one_caption_per_image)),
             ("precision", "fp32".to_string()),
             ("rank", "0".to_string()),
             ("report_training_batch_acc", flag(self.report_training_batch_acc)),
@@ -360,6 +370,7 @@ impl TrainConfig {
             ("save_epoch_frequency", every(self.save_epoch_frequency)),
             ("save_step_frequency", every(self.save_step_frequency)),
             ("seed", self.seed.to_string()),
+            ("shuffle_buffer", self.shuffle_buffer.to_string()),
             ("skip_bad_images", flag(self.skip_bad_images)),
             ("teacher", self.teacher.clone().unwrap_or("None".to_string())),
             ("text_model", self.text_model.clone()),

@@ -4,6 +4,7 @@ pub mod communicator;
 mod config;
 mod depth;
 pub mod distill;
+mod epochs;
 mod error;
 mod log;
 pub mod loss;

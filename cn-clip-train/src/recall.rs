@@ -1,10 +1,9 @@
 //! Recall over a whole validation set, by the definition of the field: the share of queries with
 //! one of their own among the first k.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, hash::Hash};
 
 use burn::tensor::Tensor;
-use cn_clip_data::{Id, Pair};
 use rayon::prelude::*;
 
 /// Queries compared with all candidates at a time.
@@ -19,11 +18,12 @@ pub struct Recall {
     pub image_to_text: [f32; 3],
 }
 
-/// Recall of pairs with normalised features in the same rows (`[pairs, embed_dim]` each). A
-/// picture or text that is in several pairs counts once.
-pub fn recall(pairs: &[Pair], image: &Tensor<2>, text: &Tensor<2>) -> Recall {
-    let (images, image_of) = distinct(pairs.iter().map(|pair| &pair.image_id));
-    let (texts, text_of) = distinct(pairs.iter().map(|pair| &pair.text_id));
+/// Recall of pairs, given the identities of their pictures and texts, with normalised features in
+/// the same rows (`[pairs, embed_dim]` each). A picture or text that is in several pairs counts
+/// once.
+pub fn recall<K: Hash + Eq>(pairs: &[(K, K)], image: &Tensor<2>, text: &Tensor<2>) -> Recall {
+    let (images, image_of) = distinct(pairs.iter().map(|(image, _)| image));
+    let (texts, text_of) = distinct(pairs.iter().map(|(_, text)| text));
     let mut images_of_text = vec![Vec::new(); texts.len()];
     let mut texts_of_image = vec![Vec::new(); images.len()];
     for (image, text) in image_of.into_iter().zip(text_of) {
@@ -42,7 +42,7 @@ pub fn recall(pairs: &[Pair], image: &Tensor<2>, text: &Tensor<2>) -> Recall {
 }
 
 /// The first row of every id, and the number of the id of every row.
-fn distinct<'a>(ids: impl Iterator<Item = &'a Id>) -> (Vec<i64>, Vec<usize>) {
+fn distinct<'a, K: Hash + Eq + 'a>(ids: impl Iterator<Item = &'a K>) -> (Vec<i64>, Vec<usize>) {
     let (mut seen, mut first) = (HashMap::new(), Vec::new());
     let numbers = ids
         .enumerate()
@@ -91,13 +91,8 @@ mod tests {
 
     #[test]
     fn a_picture_with_several_texts_is_found_by_any_and_counts_once() {
-        let pair = |image: i64, text: i64| Pair {
-            image_id: image.into(),
-            text_id: text.into(),
-            text: String::new(),
-        };
         // Pictures 1 and 2; texts 10 and 11 of picture 1, 12 of picture 2.
-        let pairs = [pair(1, 10), pair(1, 11), pair(2, 12)];
+        let pairs = [(1, 10), (1, 11), (2, 12)];
         let tensor = |rows: [[f32; 2]; 3]| {
             Tensor::<2>::from_data(TensorData::from(rows), &Device::default())
         };

@@ -4,8 +4,9 @@ use std::time::Instant;
 
 use burn::{module::Param, tensor::Tensor};
 use cn_clip_data::{
+    forms::{Part, Source},
     loader::{Loader, LoaderOptions, mix},
-    sampler::{epoch_order, exclusive_order},
+    sampler::padded_len,
 };
 use cn_clip_model::{Clip, checkpoint::Progress};
 
@@ -13,6 +14,7 @@ use crate::{
     RunLength, TrainConfig, TrainError,
     communicator::Communicator,
     distill::Teacher,
+    epochs::Epochs,
     log::RunLog,
     metrics::Metrics,
     optimizer::{AdamW, gradient_norm},
@@ -30,6 +32,7 @@ pub(crate) struct Run<'a> {
     pub communicator: &'a dyn Communicator,
     pub teacher: Option<&'a dyn Teacher>,
     pub data: &'a Dataset,
+    pub order: Epochs,
     pub validation: Option<&'a Dataset>,
     pub log: RunLog,
     pub metrics: Metrics,
@@ -110,15 +113,8 @@ impl Run<'_> {
     /// This rank's batches of what is left of an epoch after `done` pairs, and the pairs of the
     /// whole epoch.
     fn loader(&self, epoch: u64, done: u64) -> Result<(Loader, usize), TrainError> {
-        let (config, source) = (self.config, &self.data.source);
+        let config = self.config;
         let (rank, world) = (self.communicator.rank(), self.communicator.world_size());
-        let global = config.batch_size * world;
-        let mut order = epoch_order(source.len(), global, config.seed, epoch, 0, 1);
-        let padded = order.len();
-        if config.exclusive_batches {
-            order = self.exclusive(&order)?;
-        }
-        let left = order.into_iter().skip(done as usize).skip(rank).step_by(world).collect();
         let options = LoaderOptions {
             batch_size: config.batch_size,
             context_length: config.context_length,
@@ -129,7 +125,29 @@ impl Run<'_> {
             stride: world,
             skip_bad_images: config.skip_bad_images,
         };
-        Ok((Loader::new(source.clone(), self.data.transform.clone(), left, options)?, padded))
+        let padded = padded_len(self.order.len(), config.batch_size * world);
+        let transform = self.data.transform.clone();
+        let loader = match &self.data.source {
+            Source::Pairs(source) => {
+                let order = self.order.order(config, &**source, world, epoch)?;
+                let left = order.into_iter().skip(done as usize).skip(rank).step_by(world);
+                Loader::new(source.clone(), transform, left.collect(), options)?
+            }
+            Source::Stream(stream) => {
+                let part = Part {
+                    seed: config.seed,
+                    epoch,
+                    rank,
+                    world,
+                    skip: done as usize / world,
+                    take: usize::MAX,
+                    shuffle: true,
+                    buffer: config.shuffle_buffer,
+                };
+                Loader::stream(stream.samples(&part), transform, options)?
+            }
+        };
+        Ok((loader, padded))
     }
 
     fn epoch(&mut self, epoch: u64, done: u64) -> Result<Flow, TrainError> {
@@ -158,14 +176,6 @@ impl Run<'_> {
             began = Instant::now();
         }
         Ok(if self.step >= self.total { Flow::Stop } else { Flow::Continue })
-    }
-
-    fn exclusive(&self, order: &[usize]) -> Result<Vec<usize>, TrainError> {
-        let mut keys = Vec::with_capacity(self.data.source.len());
-        for index in 0..self.data.source.len() {
-            keys.push(self.data.source.pair(index)?.keys());
-        }
-        Ok(exclusive_order(order, self.pairs_per_step() as usize, |pair| &keys[pair]))
     }
 
     fn one_step(&mut self, batches: &[MicroBatch], epoch: u64) -> Result<StepSummary, TrainError> {

@@ -11,6 +11,7 @@ use crate::{
     RunLength, TrainConfig, TrainError,
     communicator::{Communicator, Local},
     distill::Teacher,
+    epochs::Epochs,
     log::RunLog,
     metrics::Metrics,
     optimizer::AdamW,
@@ -97,7 +98,8 @@ pub fn train(
     let Job { config, data, validation, .. } = job;
     let world = communicator.world_size();
     let global = config.batch_size * world;
-    config.validate(data.source.len(), world, job.max_positions)?;
+    let order = Epochs::new(config, &data.source)?;
+    config.validate(order.len(), world, job.max_positions)?;
     if validation.is_some_and(|validation| validation.source.len() == 0) {
         let path = config.val_data.as_deref().unwrap_or_default();
         return Err(TrainError::Config(format!(
@@ -106,16 +108,16 @@ pub fn train(
         )));
     }
     let log = RunLog::open(config, communicator.rank())?;
-    let pairs = data.source.len();
     let describe = |split: &str, data: &Dataset| {
-        let (images, pairs) = (data.source.num_images(), data.source.len());
+        let images = data.source.num_images().map_or("unknown".to_string(), |n| n.to_string());
+        let pairs = data.source.len();
         log.info(&format!("{split} LMDB file contains {images} images and {pairs} pairs."));
     };
     describe("train", data);
     if let Some(validation) = validation {
         describe("val", validation);
     }
-    let batches = (padded_len(pairs, global) / global) as u64;
+    let batches = (padded_len(order.len(), global) / global) as u64;
     let steps_per_epoch = batches / config.accum_freq as u64;
     let (epochs, total) = match config.length {
         RunLength::Epochs(epochs) => (epochs, steps_per_epoch * epochs),
@@ -151,6 +153,7 @@ pub fn train(
         communicator,
         teacher,
         data,
+        order,
         validation,
         log,
         metrics,

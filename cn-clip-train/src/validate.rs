@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use burn::{module::Module, tensor::Tensor};
 use cn_clip_data::{
+    Pair,
+    forms::{Part, Source},
     image::PixelTransform,
     loader::{Loader, LoaderOptions},
-    sampler::epoch_order,
-    source::PairSource,
+    sampler::{epoch_order, padded_len},
 };
 use cn_clip_model::{Clip, Pass, normalize};
 
@@ -26,7 +27,7 @@ use crate::{
 #[derive(Clone)]
 pub struct Dataset {
     /// Where pairs come from.
-    pub source: Arc<dyn PairSource>,
+    pub source: Source,
     /// How pictures become pixels.
     pub transform: Arc<dyn PixelTransform>,
 }
@@ -56,12 +57,11 @@ pub fn validate(
 ) -> Result<Validation, TrainError> {
     let model = model.valid();
     let device = model.device();
-    // A batch larger than the set would repeat its pairs.
     let (rank, world) = (communicator.rank(), communicator.world_size());
+    // A batch larger than the set would repeat its pairs.
     let size = config.valid_batch_size.min(data.source.len().div_ceil(world));
-    let order = epoch_order(data.source.len(), size * world, config.seed, 0, 0, 1);
-    let rows: Vec<usize> = order.iter().copied().skip(rank).step_by(world).collect();
-    let batches = rows.len().div_ceil(size.max(1));
+    let padded = padded_len(data.source.len(), size * world);
+    let batches = (padded / world).div_ceil(size.max(1));
     let options = LoaderOptions {
         batch_size: size,
         context_length: config.context_length,
@@ -69,12 +69,28 @@ pub fn validate(
         skip_bad_images: config.skip_bad_images,
         ..Default::default()
     };
-    let loader = Loader::new(data.source.clone(), data.transform.clone(), rows, options)?;
+    let transform = data.transform.clone();
+    let loader = match &data.source {
+        Source::Pairs(source) => {
+            let order = epoch_order(source.len(), size * world, config.seed, 0, rank, world);
+            Loader::new(source.clone(), transform, order, options)?
+        }
+        Source::Stream(stream) => {
+            let take = padded / world;
+            let part = Part { rank, world, take, shuffle: false, ..Part::default() };
+            Loader::stream(stream.samples(&part), transform, options)?
+        }
+    };
     let scale: f32 = model.logit_scale.val().exp().into_scalar();
     let (mut loss, mut image, mut text, mut last_batch) = (0.0, 0, 0, 0);
     let (mut image_features, mut text_features) = (Vec::new(), Vec::new());
+    let mut keys = Vec::new();
     for (index, batch) in loader.enumerate() {
-        let batch = MicroBatch::from(batch.map_err(TrainError::from_loader)?);
+        let batch = batch.map_err(TrainError::from_loader)?;
+        if config.valid_recall {
+            keys.extend(batch.pairs.iter().flat_map(keys_of));
+        }
+        let batch = MicroBatch::from(batch);
         let pixels = batch.pixels(&device);
         let gathered = Gathered::local(
             normalize(model.encode_image(pixels, None, Pass::Eval)),
@@ -94,12 +110,16 @@ pub fn validate(
         }
     }
     let sums = communicator.all_reduce_sum(vec![loss, image as f32, text as f32])?;
-    let mean = |sum: usize| sums[sum] / order.len() as f32;
+    let mean = |sum: usize| sums[sum] / padded as f32;
     let recall = match config.valid_recall {
         true => {
             let image = gather_rows(Tensor::cat(image_features, 0), communicator)?;
             let text = gather_rows(Tensor::cat(text_features, 0), communicator)?;
-            Some(whole_recall(data, &order, world, image, text)?)
+            let keys = communicator.all_gather(keys)?;
+            // Pairs that only fill the last batch come twice, and count once by their keys.
+            let (pairs, _) = keys.as_chunks::<{ 2 * PARTS }>();
+            let pairs: Vec<(Key, Key)> = pairs.iter().map(|pair| split(*pair)).collect();
+            Some(recall(&pairs, &image, &text))
         }
         false => None,
     };
@@ -112,16 +132,20 @@ pub fn validate(
     })
 }
 
-/// Recall, given the features of all ranks, one after the other; `order` is what all of them saw.
-fn whole_recall(
-    data: &Dataset,
-    order: &[usize],
-    world: usize,
-    image: Tensor<2>,
-    text: Tensor<2>,
-) -> Result<Recall, TrainError> {
-    let by_rank = (0..world).flat_map(|rank| order.iter().skip(rank).step_by(world));
-    // Pairs that only fill the last batch come twice, and count once by their ids.
-    let pairs = by_rank.map(|index| data.source.pair(*index)).collect::<Result<Vec<_>, _>>()?;
-    Ok(recall(&pairs, &image, &text))
+/// Numbers that make up a key.
+const PARTS: usize = 3;
+
+/// Identity of a picture or a text as numbers that ranks can exchange.
+type Key = [u32; PARTS];
+
+/// The keys of a pair's picture and text, in parts that are exact as floats.
+fn keys_of(pair: &Pair) -> impl Iterator<Item = f32> {
+    let part = |key: u64, part: usize| (key >> (22 * part) & 0x3f_ffff) as f32;
+    let keys = pair.keys();
+    keys.into_iter().take(2).flat_map(move |key| (0..PARTS).map(move |index| part(key, index)))
+}
+
+fn split(pair: [f32; 2 * PARTS]) -> (Key, Key) {
+    let key = |first: usize| std::array::from_fn(|part| pair[first + part] as u32);
+    (key(0), key(PARTS))
 }

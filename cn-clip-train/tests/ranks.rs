@@ -13,6 +13,7 @@ use burn::{
 };
 use cn_clip_data::{
     Pair,
+    forms::Source,
     image::{ImageError, PixelTransform},
     source::MemoryDataset,
 };
@@ -144,8 +145,8 @@ fn data(augment: bool) -> Dataset {
             .collect(),
     };
     let images = (0..40).map(|index: i64| (index.into(), vec![index as u8])).collect();
-    let source = Arc::new(MemoryDataset { pairs: (0..48).map(pair).collect(), images });
-    Dataset { source, transform: Arc::new(Bytes { augment }) }
+    let source = MemoryDataset { pairs: (0..48).map(pair).collect(), images };
+    Dataset { source: Source::Pairs(Arc::new(source)), transform: Arc::new(Bytes { augment }) }
 }
 
 /// A run of 20 steps with 16 pairs each.

@@ -9,6 +9,7 @@ mod interrupt;
 mod make_topk_predictions;
 mod model;
 mod preprocess;
+mod shard;
 mod similarity;
 mod tokenize;
 mod train;
@@ -36,6 +37,8 @@ pub struct Cli {
 pub enum Command {
     /// Build LMDB data sets from `<split>_imgs.tsv` and `<split>_texts.jsonl`
     BuildLmdbDataset(build_lmdb_dataset::BuildLmdbDatasetArgs),
+    /// Turn a data set into another form: tar shards, parquet, texts or LMDB
+    Shard(shard::ShardArgs),
     /// Train or fine-tune a model
     Train(Box<train::TrainArgs>),
     /// Write features of pictures and texts
@@ -64,6 +67,7 @@ pub enum Command {
 pub fn run(command: &Command) -> anyhow::Result<()> {
     match command {
         Command::BuildLmdbDataset(args) => build_lmdb_dataset::run(args),
+        Command::Shard(args) => shard::run(args),
         Command::Train(args) => train::run(args),
         Command::ExtractFeatures(args) => extract_features::run(args),
         Command::MakeTopkPredictions(args) => make_topk_predictions::run(args),

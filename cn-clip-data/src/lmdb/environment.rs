@@ -13,7 +13,7 @@ use std::{
 use super::page::{
     Damaged, HEADER, Kind, Page, PageNumber, Value, check_overflow, u16_at, u32_at, u64_at,
 };
-use crate::error::DataError;
+use crate::{error::DataError, pread::read_at};
 
 const MAGIC: u32 = 0xbeef_c0de;
 const VERSION: u32 = 1;
@@ -176,25 +176,6 @@ impl Environment {
     fn damaged(&self) -> DataError {
         DataError::lmdb(self.path.join("data.mdb"), "is damaged: build it again")
     }
-}
-
-#[cfg(unix)]
-fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> std::io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
-}
-
-#[cfg(windows)]
-fn read_at(file: &File, mut bytes: &mut [u8], mut offset: u64) -> std::io::Result<()> {
-    while !bytes.is_empty() {
-        match std::os::windows::fs::FileExt::seek_read(file, bytes, offset)? {
-            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
-            count => {
-                bytes = &mut bytes[count..];
-                offset += count as u64;
-            }
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -99,7 +99,7 @@ impl PairSource for LmdbDataset {
             .map_err(|reason| damaged(format!("pair {index} {reason}")))
     }
 
-    fn image(&self, id: &Id) -> Result<Vec<u8>, DataError> {
-        self.images.image(id)
+    fn image(&self, _index: usize, pair: &Pair) -> Result<Vec<u8>, DataError> {
+        self.images.image(&pair.image_id)
     }
 }

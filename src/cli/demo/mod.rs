@@ -17,6 +17,7 @@ use clap::Args;
 use cn_clip_data::{
     atomic::write_atomically,
     augment::AffineJitter,
+    forms::Source,
     image::{ImageTransform, PixelTransform},
     lmdb::{BuildOptions, LmdbDataset, build_lmdb_dataset},
 };
@@ -122,7 +123,7 @@ fn fit(
 ) -> anyhow::Result<(Clip, [Curve; 2])> {
     let open = |split: &str, transform: Arc<dyn PixelTransform>| {
         let source = LmdbDataset::open(args.output.join("data/lmdb").join(split))?;
-        anyhow::Ok(Dataset { source: Arc::new(source), transform })
+        anyhow::Ok(Dataset { source: Source::Pairs(Arc::new(source)), transform })
     };
     let resolution = config.vision.image_resolution;
     let data = open("train", Arc::new(AffineJitter::new(resolution, recipe::jitter())))?;

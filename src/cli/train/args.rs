@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use cn_clip_data::forms::DEFAULT_BUFFER;
 use cn_clip_model::DeviceSpec;
 
 use crate::cli::{device::DeviceArg, model::TowerArgs};
@@ -11,12 +12,14 @@ use crate::cli::{device::DeviceArg, model::TowerArgs};
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Data")]
 pub struct TrainArgs {
-    /// LMDB directory of the training split, which holds imgs/ and pairs/
-    #[arg(long, alias = "train_data", value_name = "DIR")]
-    pub train_data: PathBuf,
-    /// LMDB directory of the validation split; none = no validation
-    #[arg(long, alias = "val_data", value_name = "DIR")]
-    pub val_data: Option<PathBuf>,
+    /// Training pairs: the LMDB directory of a split, the path of <split>_texts.jsonl, a csv or jsonl
+    /// table of picture paths, tar shards or parquet files; also several with commas, globs or
+    /// ranges such as shard-{000..099}.tar
+    #[arg(long, alias = "train_data", value_name = "DATA")]
+    pub train_data: String,
+    /// Validation pairs, likewise; none = no validation
+    #[arg(long, alias = "val_data", value_name = "DATA")]
+    pub val_data: Option<String>,
     /// Decoding threads; 0 = one per core
     #[arg(long, alias = "num_workers", default_value_t = 0)]
     pub num_workers: usize,
@@ -31,8 +34,14 @@ pub struct TrainArgs {
     pub skip_bad_images: bool,
     /// Keep pairs that share a picture or a caption out of each other's batches, where they would
     /// count as negatives
-    #[arg(long, alias = "exclusive_batches")]
+    #[arg(long, alias = "exclusive_batches", alias = "dedup-batch", alias = "dedup_batch")]
     pub exclusive_batches: bool,
+    /// See each picture once in an epoch, with one of its captions
+    #[arg(long, alias = "one_caption_per_image")]
+    pub one_caption_per_image: bool,
+    /// Samples of tar or parquet shards among which the next is drawn
+    #[arg(long, alias = "shuffle_buffer", value_name = "N", default_value_t = DEFAULT_BUFFER)]
+    pub shuffle_buffer: usize,
 
     #[command(flatten, next_help_heading = "Model")]
     pub towers: TowerArgs,

@@ -4,15 +4,15 @@ mod args;
 mod ranks;
 mod weights;
 
-use std::{path::PathBuf, sync::Arc};
+use std::sync::Arc;
 
 use anyhow::Context;
 pub use args::TrainArgs;
 use args::{DecayGroupsArg, LrScheduler};
 use cn_clip_data::{
     augment::TrainAugment,
+    forms,
     image::{ImageTransform, PixelTransform},
-    lmdb::LmdbDataset,
 };
 use cn_clip_model::DeviceSpec;
 use cn_clip_train::{
@@ -29,9 +29,9 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<()> {
     let resolution = model_config.vision.image_resolution;
     let ranks = Ranks::new(args)?;
     let config = config(args, &ranks);
-    let open = |path: &PathBuf, flag: &str, transform: Arc<dyn PixelTransform>| {
-        let source = LmdbDataset::open(path).with_context(|| flag.to_string())?;
-        anyhow::Ok(Dataset { source: Arc::new(source), transform })
+    let open = |spec: &str, flag: &str, transform: Arc<dyn PixelTransform>| {
+        let source = forms::open(spec).with_context(|| flag.to_string())?;
+        anyhow::Ok(Dataset { source, transform })
     };
     let transform: Arc<dyn PixelTransform> = match args.use_augment {
         true => Arc::new(TrainAugment::new(resolution)),
@@ -71,8 +71,8 @@ fn config(args: &TrainArgs, ranks: &Ranks) -> TrainConfig {
         name: args.name.clone(),
         vision_model: args.towers.vision_model.clone(),
         text_model: args.towers.text_model.clone(),
-        train_data: args.train_data.display().to_string(),
-        val_data: args.val_data.as_ref().map(|path| path.display().to_string()),
+        train_data: args.train_data.clone(),
+        val_data: args.val_data.clone(),
         device: devices.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
         host: devices.iter().all(DeviceSpec::is_host),
         log_interval: args.log_interval,
@@ -125,6 +125,8 @@ fn config(args: &TrainArgs, ranks: &Ranks) -> TrainConfig {
         num_workers: if args.num_workers == 0 { ranks.workers() } else { args.num_workers },
         skip_bad_images: args.skip_bad_images,
         exclusive_batches: args.exclusive_batches,
+        one_caption_per_image: args.one_caption_per_image,
+        shuffle_buffer: args.shuffle_buffer,
         progress: true,
         console: true,
     }

@@ -1,21 +1,25 @@
 //! Batches: pictures decoded and texts tokenised on all cores, ahead of the consumer.
 
+mod pairs;
+mod stream;
+
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
-        mpsc::{Receiver, sync_channel},
+        mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread,
 };
 
-use rayon::prelude::*;
+use rayon::ThreadPool;
 
 use crate::{
     error::DataError,
+    forms::Samples,
     image::PixelTransform,
-    record::Pair,
+    record::{Id, Pair},
     source::PairSource,
     tokenizer::{Tokenizer, dataset_text},
 };
@@ -35,6 +39,9 @@ pub struct Batch {
     pub resolution: usize,
     /// Tokens per text.
     pub context_length: usize,
+    /// Samples that this batch and those before it took from the order or the stream, with those
+    /// left out: the place to go on at.
+    pub consumed: usize,
 }
 
 /// How batches are made.
@@ -52,7 +59,8 @@ pub struct LoaderOptions {
     pub seed: u64,
     /// Position in the epoch of the first of the order: not 0 when a part is done already.
     pub first: usize,
-    /// Distance of positions in the epoch: the number of ranks that share it.
+    /// Positions from one sample of the order to the next: the number of processes where each
+    /// takes every so many-th sample of an epoch.
     pub stride: usize,
     /// Whether a picture that cannot be decoded is replaced by the next pair of the data set, with
     /// a warning, instead of ending the epoch.
@@ -78,15 +86,18 @@ impl Default for LoaderOptions {
 pub struct Loader {
     batches: Receiver<Result<Batch, DataError>>,
     skipped: Arc<AtomicUsize>,
-    remaining: usize,
+    /// Batches to come, where their number is known.
+    remaining: Option<usize>,
 }
 
+type Sender = SyncSender<Result<Batch, DataError>>;
+
+/// Decodes pictures and tokenises texts on the threads of a loader.
 struct Maker {
-    source: Arc<dyn PairSource>,
     transform: Arc<dyn PixelTransform>,
-    order: Vec<usize>,
     options: LoaderOptions,
     skipped: Arc<AtomicUsize>,
+    pool: ThreadPool,
 }
 
 impl Loader {
@@ -97,8 +108,39 @@ impl Loader {
         order: Vec<usize>,
         options: LoaderOptions,
     ) -> Result<Self, DataError> {
+        let samples = order.len();
+        Self::start(transform, options, Some(samples), move |maker, sender| {
+            pairs::run(&maker, source.as_ref(), &order, &sender);
+        })
+    }
+
+    /// Batches of the samples of a stream, in their order; the last may be smaller.
+    ///
+    /// With `skip_bad_images` a sample whose picture cannot be decoded is left out, and the next
+    /// takes its place and its position. [`Batch::consumed`] tells where to go on.
+    pub fn stream(
+        samples: Samples,
+        transform: Arc<dyn PixelTransform>,
+        options: LoaderOptions,
+    ) -> Result<Self, DataError> {
+        let count = samples.size_hint().1;
+        Self::start(transform, options, count, move |maker, sender| {
+            stream::run(&maker, samples, &sender);
+        })
+    }
+
+    /// Starts the thread that makes the batches of `samples` samples.
+    fn start(
+        transform: Arc<dyn PixelTransform>,
+        options: LoaderOptions,
+        samples: Option<usize>,
+        run: impl FnOnce(Maker, Sender) + Send + 'static,
+    ) -> Result<Self, DataError> {
         if options.batch_size == 0 {
             return Err(DataError::Config("the batch size must be at least 1".to_string()));
+        }
+        if options.context_length == 0 {
+            return Err(DataError::Config("the context length must be at least 1".to_string()));
         }
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(options.workers)
@@ -109,19 +151,9 @@ impl Loader {
             })?;
         let (sender, batches) = sync_channel(options.prefetch.max(1));
         let skipped = Arc::new(AtomicUsize::new(0));
-        let remaining = order.len().div_ceil(options.batch_size);
-        let maker = Maker { source, transform, order, options, skipped: skipped.clone() };
-        thread::spawn(move || {
-            let size = maker.options.batch_size;
-            for start in (0..maker.order.len()).step_by(size) {
-                let end = (start + size).min(maker.order.len());
-                let batch = pool.install(|| maker.batch(start..end));
-                let failed = batch.is_err();
-                if sender.send(batch).is_err() || failed {
-                    return;
-                }
-            }
-        });
+        let remaining = samples.map(|samples| samples.div_ceil(options.batch_size));
+        let maker = Maker { transform, options, skipped: skipped.clone(), pool };
+        thread::spawn(move || run(maker, sender));
         Ok(Self { batches, skipped, remaining })
     }
 
@@ -136,66 +168,60 @@ impl Iterator for Loader {
 
     fn next(&mut self) -> Option<Self::Item> {
         let batch = self.batches.recv().ok()?;
-        self.remaining = if batch.is_ok() { self.remaining.saturating_sub(1) } else { 0 };
+        let failed = batch.is_err();
+        self.remaining = self.remaining.map(|left| if failed { 0 } else { left.saturating_sub(1) });
         Some(batch)
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
-        (0, Some(self.remaining))
+        (0, self.remaining)
     }
 }
 
 impl Maker {
-    fn batch(&self, range: std::ops::Range<usize>) -> Result<Batch, DataError> {
-        let (size, resolution) = (range.len(), self.transform.resolution());
-        let context_length = self.options.context_length;
-        let mut pixels = vec![0.0; size * 3 * resolution * resolution];
-        let mut tokens = vec![0; size * context_length];
-        let pairs = pixels
-            .par_chunks_mut(3 * resolution * resolution)
-            .zip(tokens.par_chunks_mut(context_length))
-            .zip(range)
-            .map(|((pixels, tokens), position)| self.sample(position, pixels, tokens))
-            .collect::<Result<Vec<Pair>, DataError>>()?;
-        Ok(Batch { pixels, tokens, pairs, size, resolution, context_length })
+    /// An empty batch.
+    fn batch(&self, size: usize) -> Batch {
+        let (resolution, context_length) =
+            (self.transform.resolution(), self.options.context_length);
+        Batch {
+            pixels: vec![0.0; size * 3 * resolution * resolution],
+            tokens: vec![0; size * context_length],
+            pairs: Vec::new(),
+            size,
+            resolution,
+            context_length,
+            consumed: 0,
+        }
     }
 
-    fn sample(
+    /// Fills the pixels of a picture.
+    fn picture(
         &self,
+        id: &Id,
+        bytes: &[u8],
         position: usize,
         pixels: &mut [f32],
-        tokens: &mut [i32],
-    ) -> Result<Pair, DataError> {
-        let mut index = self.order[position];
-        let mut tries = self.source.len();
-        let pair = loop {
-            let pair = self.source.pair(index)?;
-            match self.picture(&pair, position, pixels) {
-                Ok(()) => break pair,
-                Err(error) if self.options.skip_bad_images && tries > 1 => {
-                    self.skipped.fetch_add(1, Ordering::Relaxed);
-                    tracing::warn!("skipped: {error}");
-                    index = (index + 1) % self.source.len();
-                    tries -= 1;
-                }
-                Err(error) => return Err(error),
-            }
-        };
-        Tokenizer::chinese().encode_into(&dataset_text(&pair.text), tokens);
-        Ok(pair)
-    }
-
-    fn picture(&self, pair: &Pair, position: usize, pixels: &mut [f32]) -> Result<(), DataError> {
-        let bytes = self.source.image(&pair.image_id)?;
-        let seed =
-            mix(self.options.seed, (self.options.first + position * self.options.stride) as u64);
-        let failed = |reason: String| DataError::Image { id: pair.image_id.clone(), reason };
+    ) -> Result<(), DataError> {
+        let position = self.options.first + position * self.options.stride;
+        let seed = mix(self.options.seed, position as u64);
+        let failed = |reason: String| DataError::Image { id: id.clone(), reason };
         // Decoders are other people's code: a panic there costs one picture, not the run.
-        let applied = catch_unwind(AssertUnwindSafe(|| self.transform.apply(&bytes, seed, pixels)));
+        let applied = catch_unwind(AssertUnwindSafe(|| self.transform.apply(bytes, seed, pixels)));
         match applied {
             Ok(result) => result.map_err(|error| failed(error.to_string())),
             Err(_) => Err(failed("the decoder panicked".to_string())),
         }
+    }
+
+    /// Fills the tokens of a text.
+    fn text(text: &str, tokens: &mut [i32]) {
+        Tokenizer::chinese().encode_into(&dataset_text(text), tokens);
+    }
+
+    /// Counts a picture that was left out.
+    fn skip(&self, error: &DataError) {
+        self.skipped.fetch_add(1, Ordering::Relaxed);
+        tracing::warn!("skipped: {error}");
     }
 }
 
