@@ -160,6 +160,36 @@ fn two_devices_end_with_the_recorded_parameters_too_and_one_continues_their_run(
 }
 
 #[test]
+fn reduced_precision_trains_and_is_said_in_the_log() {
+    let directory = tempfile::tempdir().unwrap();
+    let losses = |name: &str, more: &[&str]| {
+        let name = format!("--name={name}");
+        let resume = init();
+        let flags = [&name, &*resume, "--reset-optimizer", "--reset-data-offset", "--max-epochs=2"];
+        let log = succeed(arguments(directory.path(), &[&flags[..], more].concat()));
+        (numbers(&log, "Global Steps", "Loss"), log)
+    };
+    let (expected, log) = losses("amp", &[]);
+    assert!(
+        log.contains("precision: amp") && log.contains("Precision amp is fp32 on cpu"),
+        "{log}"
+    );
+    for precision in ["bf16", "fp16"] {
+        let flag = format!("--precision={precision}");
+        let (got, log) = losses(precision, &[&flag]);
+        assert!(log.contains(&format!("precision: {precision}")), "{log}");
+        assert_eq!(got.len(), expected.len());
+        for (got, expected) in got.iter().zip(&expected) {
+            assert!((got - expected).abs() < 5e-2 * expected, "{precision} {got} {expected}");
+        }
+        assert_ne!(got, expected, "{precision}");
+    }
+    let checkpoint = directory.path().join("fp16/checkpoints/epoch2.pt");
+    let progress = Checkpoint::open(checkpoint).unwrap().progress;
+    assert_eq!(progress.loss_scale, Some((65536, 8)));
+}
+
+#[test]
 fn numbers_of_a_run_are_written_for_other_programs() {
     let directory = tempfile::tempdir().unwrap();
     succeed(arguments(directory.path(), &["--name=run", "--max-epochs=1", "--valid-recall"]));

@@ -2,6 +2,8 @@
 
 use burn::tensor::{Tensor, activation::softmax, module, ops::AttentionModuleOptions};
 
+use crate::precision::{as_type_of, in_fp32};
+
 /// Scaled dot-product attention.
 ///
 /// `query` is `[batch, heads, queries, head_width]`, `key` and `value` are
@@ -16,6 +18,7 @@ pub(crate) fn attention(
     dropout: Option<Tensor<4>>,
 ) -> Tensor<3> {
     let [batch, heads, queries, head_width] = query.dims();
+    let bias = bias.map(|bias| as_type_of(bias, &query));
     let context = if dropout.is_none() && !query.device().is_autodiff() {
         module::attention(query, key, value, None, bias, AttentionModuleOptions::default())
     } else {
@@ -25,9 +28,12 @@ pub(crate) fn attention(
             Some(bias) => scores + bias,
             None => scores,
         };
-        let probabilities = softmax(scores, 3);
+        let probabilities = in_fp32(scores, |scores| softmax(scores, 3));
         let probabilities = match dropout {
-            Some(mask) => probabilities * mask,
+            Some(mask) => {
+                let mask = as_type_of(mask, &probabilities);
+                probabilities * mask
+            }
             None => probabilities,
         };
         probabilities.matmul(value)

@@ -8,6 +8,7 @@ use burn::{
 use crate::{
     config::{ClipConfig, VisionLayers},
     init::{Init, Values},
+    precision::to_fp32,
     random::SampleRng,
     text::bert::Bert,
     vision::{resnet::ModifiedResNet, vit::VisionTransformer},
@@ -164,8 +165,9 @@ impl Clip {
     }
 }
 
-/// Divides each row by its Euclidean norm, without an epsilon, as the reference does.
+/// Divides each row by its Euclidean norm, without an epsilon, as the reference does; in 32 bits.
 pub fn normalize(features: Tensor<2>) -> Tensor<2> {
+    let features = to_fp32(features);
     let norm = features.clone().square().sum_dim(1).sqrt();
     features / norm
 }

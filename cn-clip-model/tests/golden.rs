@@ -284,6 +284,7 @@ fn a_saved_model_loads_with_the_same_values() {
             step: 1 << 40,
             name: "run".into(),
             epoch_pairs: Some(7),
+            loss_scale: Some((1024, 5)),
         };
         let model = load(variant);
         checkpoint::save(&file, &model, &progress, None).unwrap();

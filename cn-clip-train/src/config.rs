@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use cn_clip_data::forms::DEFAULT_BUFFER;
+use cn_clip_model::Precision;
 
 use crate::{
     TrainError,
@@ -30,6 +31,8 @@ pub struct TrainConfig {
     pub device: String,
     /// Whether the device computes in ordinary memory.
     pub host: bool,
+    /// Numbers that the towers compute with; `None` chooses by the device.
+    pub precision: Option<Precision>,
     /// Steps between training log lines.
     pub log_interval: u64,
     /// Whether log lines show in-batch accuracies.
@@ -163,6 +166,7 @@ impl Default for TrainConfig {
             val_data: None,
             device: "cpu".to_string(),
             host: true,
+            precision: Some(Precision::Fp32),
             log_interval: 10,
             report_training_batch_acc: false,
             batch_size: 64,
@@ -303,6 +307,8 @@ impl TrainConfig {
             vision: training(self.freeze_vision, self.unlocked_vision_blocks),
             text: training(self.freeze_text, self.unlocked_text_blocks),
             checkpointing: self.grad_checkpointing,
+            precision: self.precision.unwrap_or_default(),
+            loss_scale: None,
             concurrent_towers: self.host,
         }
     }
@@ -361,7 +367,10 @@ impl TrainConfig {
             ("name", self.name.clone()),
             ("num_workers", self.num_workers.to_string()),
             ("one_caption_per_image", flag(self.one_caption_per_image)),
-            ("precision", "fp32".to_string()),
+            (
+                "precision",
+                self.precision.map_or("amp".to_string(), |precision| precision.to_string()),
+            ),
             ("rank", "0".to_string()),
             ("report_training_batch_acc", flag(self.report_training_batch_acc)),
             ("reset_data_offset", flag(self.reset_data_offset)),

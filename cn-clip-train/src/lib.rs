@@ -8,6 +8,7 @@ mod epochs;
 mod error;
 mod log;
 pub mod loss;
+mod loss_scale;
 pub mod metrics;
 pub mod optimizer;
 mod recall;

@@ -5,7 +5,7 @@ use burn::{
     optim::GradientsParams,
     tensor::{Device, Tensor, TensorData},
 };
-use cn_clip_model::Clip;
+use cn_clip_model::{Clip, precision::to_fp32};
 
 use crate::{TrainError, communicator::Communicator};
 
@@ -29,6 +29,27 @@ pub fn gather_rows(
     let all = communicator.all_gather(values(own))?;
     let shape = [rows * communicator.world_size(), columns];
     Ok(Tensor::from_data(TensorData::new(all, shape), &device))
+}
+
+/// Gradients as 32-bit floats, times a factor.
+pub fn widen(model: &Clip, gradients: GradientsParams, factor: f64) -> GradientsParams {
+    struct Widener {
+        narrow: GradientsParams,
+        wide: GradientsParams,
+        factor: f64,
+    }
+    impl ModuleVisitor for Widener {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if let Some(gradient) = self.narrow.remove::<D>(param.id) {
+                let gradient = to_fp32(gradient);
+                let gradient = if self.factor == 1.0 { gradient } else { gradient * self.factor };
+                self.wide.register(param.id, gradient);
+            }
+        }
+    }
+    let mut widener = Widener { narrow: gradients, wide: GradientsParams::new(), factor };
+    model.visit(&mut widener);
+    widener.wide
 }
 
 /// Sums the gradients of all ranks, which have gradients of the same parameters.

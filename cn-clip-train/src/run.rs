@@ -8,7 +8,7 @@ use cn_clip_data::{
     loader::{Loader, LoaderOptions, mix},
     sampler::padded_len,
 };
-use cn_clip_model::{Clip, checkpoint::Progress};
+use cn_clip_model::{Clip, Precision, checkpoint::Progress};
 
 use crate::{
     RunLength, TrainConfig, TrainError,
@@ -16,6 +16,7 @@ use crate::{
     distill::Teacher,
     epochs::Epochs,
     log::RunLog,
+    loss_scale::LossScale,
     metrics::Metrics,
     optimizer::{AdamW, gradient_norm},
     report::StepSummary,
@@ -37,6 +38,10 @@ pub(crate) struct Run<'a> {
     pub log: RunLog,
     pub metrics: Metrics,
     pub optimizer: AdamW,
+    /// Numbers that the towers compute with.
+    pub precision: Precision,
+    /// In fp16.
+    pub loss_scale: Option<LossScale>,
     /// Absent only while the optimizer holds it.
     pub model: Option<Clip>,
     pub schedule: Schedule,
@@ -183,6 +188,8 @@ impl Run<'_> {
         let masked = epoch + config.flip_unmask_epochs < self.epochs;
         let options = StepOptions {
             mask_ratio: if masked { config.mask_ratio } else { 0.0 },
+            precision: self.precision,
+            loss_scale: self.loss_scale.map(|scale| scale.factor()),
             ..config.step_options()
         };
         let step = Step {
@@ -193,11 +200,13 @@ impl Run<'_> {
         };
         let model = self.take()?;
         let output = step.run(&model, batches, self.step)?;
+        let rate = self.schedule.rate(self.step);
         if !output.loss.is_finite() {
             return Err(TrainError::Diverged { step: self.step + 1, loss: output.loss });
         }
-        let rate = self.schedule.rate(self.step);
-        let norm = match config.clip_grad_norm.is_some() || self.is_logged(self.step + 1) {
+        let scaled = self.loss_scale.is_some();
+        let norm = match config.clip_grad_norm.is_some() || scaled || self.is_logged(self.step + 1)
+        {
             true => Some(gradient_norm(&model, &output.gradients)),
             false => None,
         };
@@ -213,7 +222,18 @@ impl Run<'_> {
             rate,
             norm,
         };
-        let mut model = self.optimizer.step(model, output.gradients, rate, factor);
+        // Every rank has the same gradients, and so the same scale.
+        let usable = self.loss_scale.as_mut().is_none_or(|scale| scale.update(norm.unwrap_or(0.0)));
+        let mut model = match usable {
+            true => self.optimizer.step(model, output.gradients, rate, factor),
+            false => {
+                self.log.info(&format!(
+                    "Gradients overflow fp16 at step {}: it is left out, and the loss scale halved",
+                    self.step + 1
+                ));
+                model
+            }
+        };
         model.logit_scale = clamp(model.logit_scale, config.logit_scale_max.ln());
         self.model = Some(model);
         self.step += 1;
@@ -232,8 +252,13 @@ impl Run<'_> {
         };
         let pairs = self.in_epoch * self.pairs_per_step();
         let epoch_pairs = (self.in_epoch < self.steps_per_epoch).then_some(pairs);
-        let progress =
-            Progress { epoch, step: self.step, name: self.config.name.clone(), epoch_pairs };
+        let progress = Progress {
+            epoch,
+            step: self.step,
+            name: self.config.name.clone(),
+            epoch_pairs,
+            loss_scale: self.loss_scale.map(|scale| (scale.factor() as u64, scale.steps())),
+        };
         state::save(names, self.config, model, &self.optimizer, &progress, &self.log)
     }
 }

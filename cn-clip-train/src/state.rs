@@ -11,13 +11,13 @@ use cn_clip_model::{
     checkpoint::{self, Checkpoint, Progress},
 };
 
-use crate::{TrainConfig, TrainError, log::RunLog, optimizer::AdamW};
+use crate::{TrainConfig, TrainError, log::RunLog, loss_scale::LossScale, optimizer::AdamW};
 
 /// Name of the checkpoint that a run of the same name continues from.
 pub const LATEST: &str = "epoch_latest.pt";
 
 /// Where a run begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Start {
     /// First epoch, counted from 0.
     pub epoch: u64,
@@ -25,6 +25,8 @@ pub struct Start {
     pub pairs: u64,
     /// Steps done.
     pub step: u64,
+    /// Loss scale in fp16.
+    pub loss_scale: LossScale,
 }
 
 /// The checkpoint a run should begin from, if any.
@@ -63,13 +65,18 @@ pub fn resume(
     }
     let model = checkpoint::load(model, &checkpoint)?;
     let progress = &checkpoint.progress;
+    let scale = progress.loss_scale.map(|(factor, steps)| LossScale::new(factor, steps));
+    let loss_scale = scale.filter(|_| !config.reset_optimizer).unwrap_or_default();
     let start = match (config.reset_data_offset, progress.epoch_pairs) {
-        (true, _) => Start::default(),
+        (true, _) => Start { loss_scale, ..Start::default() },
         // Written in mid-epoch: that epoch is not finished.
-        (false, Some(pairs)) => {
-            Start { epoch: progress.epoch.saturating_sub(1), pairs, step: progress.step }
-        }
-        (false, None) => Start { epoch: progress.epoch, pairs: 0, step: progress.step },
+        (false, Some(pairs)) => Start {
+            epoch: progress.epoch.saturating_sub(1),
+            pairs,
+            step: progress.step,
+            loss_scale,
+        },
+        (false, None) => Start { epoch: progress.epoch, pairs: 0, step: progress.step, loss_scale },
     };
     if !config.reset_optimizer {
         optimizer.restore(&model, &checkpoint, &config.step_options())?;

@@ -11,7 +11,7 @@ use burn::{
     tensor::{Device, Int, Tensor, TensorData},
 };
 use cn_clip_data::loader::Batch;
-use cn_clip_model::{Clip, Pass, SampleRng, token_tensor};
+use cn_clip_model::{Clip, Pass, Precision, SampleRng, token_tensor};
 
 use crate::{
     TrainError,
@@ -19,7 +19,7 @@ use crate::{
     depth::Side,
     distill::{Teacher, distill},
     loss::{Gathered, TILE},
-    reduce::{average_statistics, gather_rows, sum_gradients},
+    reduce::{average_statistics, gather_rows, sum_gradients, widen},
     tower::{Activations, Tower, surrogate},
 };
 
@@ -50,6 +50,12 @@ pub struct StepOptions {
     /// Whether only the inputs of blocks are kept, and each block is run again in the backward pass:
     /// less memory for one more forward pass.
     pub checkpointing: bool,
+    /// Numbers that the towers compute with; the loss, the parameters and their gradients are
+    /// 32-bit floats.
+    pub precision: Precision,
+    /// Factor of the gradients inside the towers, which is taken out of the result: against
+    /// underflow in fp16.
+    pub loss_scale: Option<f64>,
     /// Whether the towers are computed at the same time, on threads of rayon. Worth it where the
     /// device is the processor: one tower computes in the gaps between the kernels of the other.
     pub concurrent_towers: bool,
@@ -118,7 +124,11 @@ impl Step<'_> {
     ) -> Result<StepOutput, TrainError> {
         let (options, communicator) = (self.options, self.communicator);
         let streams = self.streams(batches, index);
-        let encoder = Encoder { model, plain: &model.valid(), options, single: batches.len() == 1 };
+        // The parameters of the copy have the identities of those of the model.
+        let copy = (options.precision != Precision::Fp32).then(|| options.precision.copy(model));
+        let compute = copy.as_ref().unwrap_or(model);
+        let single = batches.len() == 1;
+        let encoder = Encoder { model: compute, plain: &compute.valid(), options, single };
         let (encoded, kept): (Vec<_>, Vec<_>) = batches
             .iter()
             .zip(&streams)
@@ -131,8 +141,10 @@ impl Step<'_> {
                 ((image.0, text.0), (image.1, text.1))
             })
             .unzip();
-        if !encoder.keeps_graph() {
-            model.adopt_statistics(encoder.plain);
+        match (encoder.keeps_graph(), &copy) {
+            (false, _) => model.adopt_statistics(encoder.plain),
+            (true, Some(copy)) => model.adopt_statistics(copy),
+            (true, None) => {}
         }
         let (image, text): (Vec<_>, Vec<_>) = encoded.into_iter().unzip();
         let (image, text) = (Tensor::cat(image, 0), Tensor::cat(text, 0));
@@ -150,18 +162,28 @@ impl Step<'_> {
         let mut gradient = gathered.gradient(&local, &image_rows, &text_rows, scale, TILE);
         let distilled = self.distill(batches, gathered.own_image(), &mut gradient.image);
 
+        let upscale = options.loss_scale.unwrap_or(1.0);
         let mut accumulator = GradientsAccumulator::<Clip>::new();
         let mut start = 0;
         for ((batch, rng), (image, text)) in batches.iter().zip(&streams).zip(kept) {
             let range = start..start + batch.size;
             start += batch.size;
-            let part = |gradient: &Tensor<2>| gradient.clone().slice_dim(0, range.clone());
+            let part = |gradient: &Tensor<2>| {
+                let part = gradient.clone().slice_dim(0, range.clone());
+                if upscale == 1.0 { part } else { part * upscale }
+            };
             let (image, text) = both(
                 options.concurrent_towers,
                 || encoder.backward(Side::Image, batch, rng, image, part(&gradient.image)),
                 || encoder.backward(Side::Text, batch, rng, text, part(&gradient.text)),
             );
-            image.into_iter().chain(text).for_each(|part| accumulator.accumulate(model, part));
+            for part in image.into_iter().chain(text) {
+                let part = match options.precision {
+                    Precision::Fp32 => part,
+                    _ => widen(model, part, 1.0 / upscale),
+                };
+                accumulator.accumulate(model, part);
+            }
         }
         let mut gradients = accumulator.grads();
         gradients.register(model.logit_scale.id, gradient.logit_scale);

@@ -2,10 +2,10 @@
 
 use burn::{
     module::{Module, ModuleVisitor, Param},
-    tensor::Tensor,
+    tensor::{Device, Tensor},
 };
 use cn_clip_data::sampler::padded_len;
-use cn_clip_model::{Clip, checkpoint::AdamWSettings};
+use cn_clip_model::{Clip, Precision, checkpoint::AdamWSettings};
 
 use crate::{
     RunLength, TrainConfig, TrainError,
@@ -125,6 +125,10 @@ pub fn train(
     };
     log.params(&config.describe(epochs, total, world))?;
     log.info(&format!("Use {} for training", config.device));
+    let precision = precision(config, &model.device())?;
+    if config.precision.is_none() {
+        log.info(&format!("Precision amp is {precision} on {}", config.device));
+    }
     let settings = AdamWSettings {
         learning_rate: config.optimizer.lr,
         beta1: config.optimizer.beta1,
@@ -158,6 +162,8 @@ pub fn train(
         log,
         metrics,
         optimizer,
+        precision,
+        loss_scale: (precision == Precision::Fp16).then_some(start.loss_scale),
         model: Some(model),
         schedule: Schedule {
             base: config.optimizer.lr,
@@ -178,6 +184,23 @@ pub fn train(
     run.log.finish();
     outcome?;
     Ok(Outcome { model: run.take()?, steps: run.step, skipped_images: run.skipped })
+}
+
+/// The precision that was asked for, or the best of the device.
+fn precision(config: &TrainConfig, device: &Device) -> Result<Precision, TrainError> {
+    let Some(precision) = config.precision else {
+        return Ok(Precision::automatic(device, config.host));
+    };
+    if precision.is_supported(device) {
+        return Ok(precision);
+    }
+    let others: Vec<String> =
+        Precision::supported(device).iter().map(ToString::to_string).collect();
+    Err(TrainError::Config(format!(
+        "--precision {precision}: {} cannot compute in it; use amp or {}",
+        config.device,
+        others.join(" or ")
+    )))
 }
 
 /// Fails where a rank begins elsewhere or with other weights than the first.

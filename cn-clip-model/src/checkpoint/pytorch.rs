@@ -148,6 +148,9 @@ pub(super) fn open(source: &Arc<Source>) -> Result<Checkpoint, ModelError> {
             .unwrap_or_default()
             .to_string(),
         epoch_pairs: own.and_then(|own| number(own, "epoch_pairs")),
+        loss_scale: own.and_then(|own| {
+            Some((number(own, "loss_scale")?, number(own, "loss_scale_steps").unwrap_or(0)))
+        }),
     };
     let optimizer = match pickle.get(root, "optimizer") {
         Some(id) => Some(optimizer::read(&archive, id, source)?),

@@ -185,11 +185,19 @@ fn describe(
         writer.int(progress.step as i64);
         writer.str("name");
         writer.str(&progress.name);
-        if let Some(pairs) = progress.epoch_pairs {
+        let own = [
+            ("epoch_pairs", progress.epoch_pairs),
+            ("loss_scale", progress.loss_scale.map(|(factor, _)| factor)),
+            ("loss_scale_steps", progress.loss_scale.map(|(_, steps)| steps)),
+        ];
+        if own.iter().any(|(_, value)| value.is_some()) {
             writer.str("cn_clip");
             writer.dict(|writer| {
-                writer.str("epoch_pairs");
-                writer.int(pairs as i64);
+                for (name, value) in own {
+                    let Some(value) = value else { continue };
+                    writer.str(name);
+                    writer.int(value as i64);
+                }
             });
         }
         writer.str("state_dict");

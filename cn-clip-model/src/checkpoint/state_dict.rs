@@ -30,6 +30,8 @@ pub struct Progress {
     /// Pairs of `epoch` already trained on, over all ranks, when it was written before the epoch's
     /// end; `None` at the end of an epoch and in files of the Python program.
     pub epoch_pairs: Option<u64>,
+    /// Loss scale of training in fp16, and the steps since it changed.
+    pub loss_scale: Option<(u64, u64)>,
 }
 
 impl Checkpoint {

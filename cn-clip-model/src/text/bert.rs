@@ -14,6 +14,7 @@ use crate::{
     clip::Pass,
     config::{TextActivation, TextConfig},
     init::{Init, Values},
+    precision::{as_type_of, layer_norm},
 };
 
 const LAYER_NORM_EPSILON: f64 = 1e-12;
@@ -42,7 +43,7 @@ impl Embeddings {
         let position = self.position_embeddings.weight.val().slice_dim(0, 0..length);
         let kind = self.token_type_embeddings.weight.val().slice_dim(0, 0..1);
         let words = self.word_embeddings.forward(tokens);
-        self.layer_norm.forward(words + (position + kind).unsqueeze::<3>())
+        layer_norm(&self.layer_norm, words + (position + kind).unsqueeze::<3>())
     }
 }
 
@@ -69,13 +70,16 @@ pub struct Output {
 impl Output {
     fn forward(&self, x: Tensor<3>, residual: Tensor<3>, mask: Option<Tensor<3>>) -> Tensor<3> {
         let x = drop_out(self.dense.forward(x), mask);
-        self.layer_norm.forward(x + residual)
+        layer_norm(&self.layer_norm, x + residual)
     }
 }
 
 fn drop_out<const D: usize>(x: Tensor<D>, mask: Option<Tensor<D>>) -> Tensor<D> {
     match mask {
-        Some(mask) => x * mask,
+        Some(mask) => {
+            let mask = as_type_of(mask, &x);
+            x * mask
+        }
         None => x,
     }
 }

@@ -14,6 +14,7 @@ use burn::{
 use crate::{
     clip::Pass,
     init::{Init, Values},
+    precision::in_fp32,
 };
 
 const EPSILON: f64 = 1e-5;
@@ -48,6 +49,10 @@ impl BatchNorm2d {
 
     /// Normalises by the batch in training and by the running averages otherwise.
     pub fn forward(&self, x: Tensor<4>, pass: Pass<'_>) -> Tensor<4> {
+        in_fp32(x, |x| self.normalise(x, pass))
+    }
+
+    fn normalise(&self, x: Tensor<4>, pass: Pass<'_>) -> Tensor<4> {
         let Pass::Train { update_statistics, .. } = pass else {
             let device = x.device();
             let (mean, variance) = (self.running_mean.value(), self.running_var.value());

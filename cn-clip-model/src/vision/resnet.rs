@@ -14,6 +14,7 @@ use super::{attention_pool::AttentionPool2d, batch_norm::BatchNorm2d};
 use crate::{
     clip::Pass,
     init::{Init, Values},
+    precision::as_type_of,
 };
 
 /// Output channels of a bottleneck per plane.
@@ -185,6 +186,7 @@ impl ModifiedResNet {
 
     /// Pixels `[batch, 3, R, R]` to `[batch, width, R / 4, R / 4]`.
     pub fn stem(&self, pixels: Tensor<4>, pass: Pass<'_>) -> Tensor<4> {
+        let pixels = as_type_of(pixels, &self.conv1.weight.val());
         let x = relu(self.bn1.forward(self.conv1.forward(pixels), pass));
         let x = relu(self.bn2.forward(self.conv2.forward(x), pass));
         let x = relu(self.bn3.forward(self.conv3.forward(x), pass));

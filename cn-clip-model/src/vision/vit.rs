@@ -9,6 +9,7 @@ use burn::{
 use crate::{
     attention::{attention, split_heads},
     init::{Init, Values},
+    precision::{as_type_of, layer_norm},
 };
 
 const LAYER_NORM_EPSILON: f64 = 1e-5;
@@ -27,7 +28,7 @@ impl PatchEmbedding {
         let [width, channels, patch, _] = weight.dims();
         let [batch, _, height, _] = pixels.dims();
         let grid = height / patch;
-        let patches = pixels
+        let patches = as_type_of(pixels, &weight)
             .reshape([batch, channels, grid, patch, grid, patch])
             .permute([0, 2, 4, 1, 3, 5])
             .reshape([batch * grid * grid, channels * patch * patch]);
@@ -112,15 +113,15 @@ pub struct ResidualAttentionBlock {
 impl ResidualAttentionBlock {
     /// `[batch, tokens, width]` to the same shape.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let x = x.clone() + self.attn.forward(self.ln_1.forward(x));
-        x.clone() + self.mlp.forward(self.ln_2.forward(x))
+        let x = x.clone() + self.attn.forward(layer_norm(&self.ln_1, x));
+        x.clone() + self.mlp.forward(layer_norm(&self.ln_2, x))
     }
 
     /// The first token of [`forward`](Self::forward), `[batch, 1, width]`, at the cost of one.
     pub fn forward_first(&self, x: Tensor<3>) -> Tensor<3> {
         let first = x.clone().slice_dim(1, 0..1);
-        let x = first + self.attn.forward_first(self.ln_1.forward(x));
-        x.clone() + self.mlp.forward(self.ln_2.forward(x))
+        let x = first + self.attn.forward_first(layer_norm(&self.ln_1, x));
+        x.clone() + self.mlp.forward(layer_norm(&self.ln_2, x))
     }
 }
 
@@ -224,13 +225,13 @@ impl VisionTransformer {
         };
         let class = self.class_embedding.val().unsqueeze::<2>() + position.slice_dim(0, 0..1);
         let class = class.unsqueeze::<3>().expand([batch, 1, width]);
-        self.ln_pre.forward(Tensor::cat(vec![class, patches], 1))
+        layer_norm(&self.ln_pre, Tensor::cat(vec![class, patches], 1))
     }
 
     /// Image features `[batch, embed_dim]` from the output of the last block.
     pub fn head(&self, x: Tensor<3>) -> Tensor<2> {
         let class = x.slice_dim(1, 0..1).squeeze_dim::<2>(1);
-        self.ln_post.forward(class).matmul(self.proj.val())
+        layer_norm(&self.ln_post, class).matmul(self.proj.val())
     }
 
     /// `[batch, 3, R, R]` to un-normalised image features `[batch, embed_dim]`.

@@ -51,6 +51,9 @@ pub struct TrainArgs {
     /// devices of the ranks of a machine
     #[arg(long, value_name = "DEVICES", value_delimiter = ',', help_heading = "Model")]
     pub devices: Vec<DeviceSpec>,
+    /// Numbers to compute with; parameters, their gradients and the loss stay fp32
+    #[arg(long, value_enum, default_value = "amp", help_heading = "Model")]
+    pub precision: PrecisionArg,
     /// Share of patches that FLIP masks
     #[arg(long, alias = "mask_ratio", default_value_t = 0.0, help_heading = "Model")]
     pub mask_ratio: f64,
@@ -259,6 +262,19 @@ pub struct TrainArgs {
     /// Accepted for the Python program's scripts: the loss is always that of all ranks
     #[arg(long, alias = "skip_aggregate", help_heading = "Compatibility")]
     pub skip_aggregate: bool,
+}
+
+/// Numbers to compute with.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum PrecisionArg {
+    /// bf16 on a GPU that has it, else fp16 with a scaled loss; fp32 on a CPU
+    Amp,
+    /// 32-bit floats
+    Fp32,
+    /// 16-bit floats with the range of 32-bit ones
+    Bf16,
+    /// 16-bit floats, the loss scaled
+    Fp16,
 }
 
 /// What weight decay leaves alone.

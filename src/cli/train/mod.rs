@@ -8,13 +8,13 @@ use std::sync::Arc;
 
 use anyhow::Context;
 pub use args::TrainArgs;
-use args::{DecayGroupsArg, LrScheduler};
+use args::{DecayGroupsArg, LrScheduler, PrecisionArg};
 use cn_clip_data::{
     augment::TrainAugment,
     forms,
     image::{ImageTransform, PixelTransform},
 };
-use cn_clip_model::DeviceSpec;
+use cn_clip_model::{DeviceSpec, Precision};
 use cn_clip_train::{
     Dataset, Job, OptimizerConfig, Rank, RunLength, TrainConfig, distill::Teacher,
     optimizer::DecayGroups, schedule::Decay, train,
@@ -75,6 +75,12 @@ fn config(args: &TrainArgs, ranks: &Ranks) -> TrainConfig {
         val_data: args.val_data.clone(),
         device: devices.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
         host: devices.iter().all(DeviceSpec::is_host),
+        precision: match args.precision {
+            PrecisionArg::Amp => None,
+            PrecisionArg::Fp32 => Some(Precision::Fp32),
+            PrecisionArg::Bf16 => Some(Precision::Bf16),
+            PrecisionArg::Fp16 => Some(Precision::Fp16),
+        },
         log_interval: args.log_interval,
         report_training_batch_acc: args.report_training_batch_acc,
         batch_size: args.batch_size,
