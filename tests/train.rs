@@ -207,6 +207,10 @@ fn numbers_of_a_run_are_written_for_other_programs() {
         let share = |line: &&serde_json::Value| line[name].as_f64().unwrap();
         assert!(of("valid").iter().all(|line| (0.0..=100.0).contains(&share(line))), "{name}");
     }
+    let page = fs::read_to_string(run.join("report.html")).unwrap();
+    for axis in ["Loss", "Recall over the validation split", "Norm of the gradient", "Memory"] {
+        assert!(page.contains(axis), "{axis}");
+    }
     let events = fs::read_dir(&run).unwrap().filter(|entry| {
         let name = entry.as_ref().unwrap().file_name();
         name.to_string_lossy().starts_with("events.out.tfevents.")

@@ -8,6 +8,7 @@ pub mod error;
 pub mod format;
 pub mod forms;
 pub mod image;
+pub mod inspect;
 pub mod lmdb;
 pub mod loader;
 mod pread;

@@ -11,6 +11,7 @@ pub mod loss;
 mod loss_scale;
 pub mod metrics;
 pub mod optimizer;
+pub mod preflight;
 mod recall;
 mod reduce;
 mod report;

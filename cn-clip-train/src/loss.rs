@@ -10,8 +10,14 @@
 use burn::tensor::{Int, Tensor, activation::log_softmax};
 use cn_clip_model::normalize;
 
-/// Columns of the similarity matrix held at a time.
-pub const TILE: usize = 4096;
+/// Similarities held at a time.
+const TILE_CELLS: usize = 1 << 24;
+
+/// Columns of the similarity matrix to hold at a time beside this many rows: few enough for little
+/// memory, enough for fast matrix products.
+pub fn tile_columns(rows: usize) -> usize {
+    (TILE_CELLS / rows.max(1)).clamp(256, 4096)
+}
 
 /// The symmetric cross entropy of un-normalised features, by autodiff.
 ///
@@ -187,15 +193,19 @@ mod tests {
     use super::*;
 
     fn features(count: usize, seed: u64) -> Tensor<2> {
+        features_of(count, 24, seed)
+    }
+
+    fn features_of(count: usize, width: usize, seed: u64) -> Tensor<2> {
         // A fixed sequence: tests run in parallel and share the device's generator.
         let mut state = seed;
-        let values: Vec<f32> = (0..count * 24)
+        let values: Vec<f32> = (0..count * width)
             .map(|_| {
                 state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
                 (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
             })
             .collect();
-        Tensor::from_data(TensorData::new(values, [count, 24]), &Device::default())
+        Tensor::from_data(TensorData::new(values, [count, width]), &Device::default())
     }
 
     fn close<const D: usize>(a: Tensor<D>, b: Tensor<D>, tolerance: f32) {
@@ -256,6 +266,33 @@ mod tests {
             let sum = parts.into_iter().map(|p| p.logit_scale).reduce(|x, y| x + y).unwrap();
             close(sum, dt.clone(), 1e-4);
         }
+    }
+
+    #[test]
+    fn tiles_of_two_thousand_pairs_give_the_gradient_of_the_full_matrix() {
+        let (image, text) = (features_of(2048, 512, 1), features_of(2048, 512, 2));
+        // Near their pairs, as in a trained model.
+        let text = normalize(image.clone() * 0.2 + text);
+        let image = normalize(image);
+        let leaf = |x: &Tensor<2>| Tensor::<2>::from_inner(x.clone()).require_grad();
+        let (a, b, log_scale) = (leaf(&image), leaf(&text), 4.0f32);
+        let t = Tensor::<1>::from_inner(Tensor::from_floats([log_scale], &Device::default()));
+        let t = t.require_grad();
+        let loss = contrastive_loss(a.clone(), b.clone(), t.clone());
+        let grads = loss.backward();
+        // That loss normalises what it is given: only the part across the features remains.
+        let across = |gradient: Tensor<2>, features: &Tensor<2>| {
+            let along = (gradient.clone() * features.clone()).sum_dim(1);
+            gradient - features.clone() * along
+        };
+        let view = Gathered::local(image.clone(), text.clone());
+        let tile = 300;
+        let local = view.statistics(log_scale.exp(), tile);
+        let (rows, columns) = (local.image_rows.clone(), local.text_rows.clone());
+        let gradient = view.gradient(&local, &rows, &columns, log_scale.exp(), tile);
+        close(across(gradient.image, &image), a.grad(&grads).unwrap(), 1e-4);
+        close(across(gradient.text, &text), b.grad(&grads).unwrap(), 1e-4);
+        close(gradient.logit_scale, t.grad(&grads).unwrap(), 1e-4);
     }
 
     #[test]

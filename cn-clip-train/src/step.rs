@@ -18,7 +18,7 @@ use crate::{
     communicator::{Communicator, Local},
     depth::Side,
     distill::{Teacher, distill},
-    loss::{Gathered, TILE},
+    loss::{Gathered, tile_columns},
     reduce::{average_statistics, gather_rows, sum_gradients, widen},
     tower::{Activations, Tower, surrogate},
 };
@@ -156,10 +156,11 @@ impl Step<'_> {
             text: gather_rows(text, communicator)?,
         };
         let scale: f32 = model.logit_scale.val().inner().exp().into_scalar();
-        let local = gathered.statistics(scale, TILE);
+        let tile = tile_columns(count);
+        let local = gathered.statistics(scale, tile);
         let image_rows = gather_rows(local.image_rows.clone(), communicator)?;
         let text_rows = gather_rows(local.text_rows.clone(), communicator)?;
-        let mut gradient = gathered.gradient(&local, &image_rows, &text_rows, scale, TILE);
+        let mut gradient = gathered.gradient(&local, &image_rows, &text_rows, scale, tile);
         let distilled = self.distill(batches, gathered.own_image(), &mut gradient.image);
 
         let upscale = options.loss_scale.unwrap_or(1.0);

@@ -4,8 +4,11 @@ use burn::{
     module::{Module, ModuleVisitor, Param},
     tensor::{Device, Tensor},
 };
-use cn_clip_data::sampler::padded_len;
-use cn_clip_model::{Clip, Precision, checkpoint::AdamWSettings};
+use cn_clip_data::{
+    inspect::{InspectOptions, inspect},
+    sampler::padded_len,
+};
+use cn_clip_model::{Clip, ImageTower, Precision, checkpoint::AdamWSettings};
 
 use crate::{
     RunLength, TrainConfig, TrainError,
@@ -15,11 +18,15 @@ use crate::{
     log::RunLog,
     metrics::Metrics,
     optimizer::AdamW,
+    preflight::{self, Setup},
     run::Run,
     schedule::Schedule,
     state::{self, Start},
     validate::{Dataset, Validation},
 };
+
+/// What is looked at before every run.
+const SHORT_LOOK: InspectOptions = InspectOptions { pairs: 2000, pictures: 32, context_length: 0 };
 
 /// A number that a run reports, for curves.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -151,6 +158,16 @@ pub fn train(
             start.step
         ));
     }
+    if communicator.rank() == 0 && start.step < total {
+        let setup = Setup {
+            pairs: order.len(),
+            world,
+            steps: total,
+            logit_scale: model.logit_scale.val().inner().into_scalar(),
+            resnet: matches!(model.visual, ImageTower::ResNet(_)),
+        };
+        preflight(config, data, &setup, start, &log)?;
+    }
     let metrics = Metrics::open(config, communicator.rank(), start.step)?;
     let mut run = Run {
         config,
@@ -184,6 +201,25 @@ pub fn train(
     run.log.finish();
     outcome?;
     Ok(Outcome { model: run.take()?, steps: run.step, skipped_images: run.skipped })
+}
+
+/// Warns of what is likely to go wrong, after a short look.
+fn preflight(
+    config: &TrainConfig,
+    data: &Dataset,
+    setup: &Setup,
+    start: Start,
+    log: &RunLog,
+) -> Result<(), TrainError> {
+    let options = InspectOptions { context_length: config.context_length, ..SHORT_LOOK };
+    let inspection = inspect(&data.source, &options)?;
+    let global = config.batch_size * config.accum_freq * setup.world;
+    let mut found = preflight::data(config, &inspection, global);
+    if start.step == 0 {
+        found.extend(preflight::settings(config, setup));
+    }
+    found.iter().filter(|finding| finding.warning).for_each(|found| log.warning(&found.message));
+    Ok(())
 }
 
 /// The precision that was asked for, or the best of the device.

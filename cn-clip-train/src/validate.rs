@@ -17,7 +17,7 @@ use crate::{
     TrainConfig, TrainError,
     communicator::Communicator,
     log::RunLog,
-    loss::{Gathered, TILE},
+    loss::{Gathered, tile_columns},
     recall::{Recall, recall},
     reduce::gather_rows,
     step::MicroBatch,
@@ -96,7 +96,7 @@ pub fn validate(
             normalize(model.encode_image(pixels, None, Pass::Eval)),
             normalize(model.encode_text(batch.tokens(&device), Pass::Eval)),
         );
-        let statistics = gathered.statistics(scale, TILE);
+        let statistics = gathered.statistics(scale, tile_columns(batch.size));
         loss += statistics.loss_sum() / 2.0;
         image += statistics.image_correct;
         text += statistics.text_correct;

@@ -1,6 +1,7 @@
 //! Commands of the binary: each parses its flags and calls a library.
 
 mod build_lmdb_dataset;
+mod check;
 mod demo;
 mod device;
 mod evaluation;
@@ -39,6 +40,8 @@ pub enum Command {
     BuildLmdbDataset(build_lmdb_dataset::BuildLmdbDatasetArgs),
     /// Turn a data set into another form: tar shards, parquet, texts or LMDB
     Shard(shard::ShardArgs),
+    /// Look at data, weights and settings before training
+    Check(Box<check::CheckArgs>),
     /// Train or fine-tune a model
     Train(Box<train::TrainArgs>),
     /// Write features of pictures and texts
@@ -68,6 +71,7 @@ pub fn run(command: &Command) -> anyhow::Result<()> {
     match command {
         Command::BuildLmdbDataset(args) => build_lmdb_dataset::run(args),
         Command::Shard(args) => shard::run(args),
+        Command::Check(args) => check::run(args),
         Command::Train(args) => train::run(args),
         Command::ExtractFeatures(args) => extract_features::run(args),
         Command::MakeTopkPredictions(args) => make_topk_predictions::run(args),

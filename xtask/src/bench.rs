@@ -3,14 +3,20 @@
 use std::{process::Command, time::Instant};
 
 use anyhow::{Context, bail};
-use burn::{module::Module, tensor::Device};
+use burn::{
+    module::Module,
+    tensor::{Device, Distribution, Tensor},
+};
 use clap::{Args, ValueEnum};
 use cn_clip_model::{Clip, ClipConfig, DeviceSpec, Pass, checkpoint::AdamWSettings, normalize};
 use cn_clip_train::{
+    loss::{Gathered, tile_columns},
     metrics::peak_memory_mib,
     optimizer::{AdamW, DecayGroups},
     step::{MicroBatch, Step, StepOptions},
 };
+
+use crate::peers::{Measured, median};
 
 /// Flags of `cargo xtask bench`.
 #[derive(Debug, Args)]
@@ -45,6 +51,12 @@ pub struct BenchArgs {
     /// Device
     #[arg(long, default_value = "cpu")]
     device: DeviceSpec,
+    /// Pairs of the tiled loss
+    #[arg(long, default_value_t = 65_536)]
+    pairs: usize,
+    /// Print seconds and peak memory as JSON
+    #[arg(long, requires = "case")]
+    json: bool,
 }
 
 /// What is measured.
@@ -58,6 +70,8 @@ enum Case {
     Forward,
     /// Forward, backward and AdamW
     TrainStep,
+    /// Contrastive loss and its gradient by 512-dimensional features, far more pairs than a batch
+    TiledLoss,
 }
 
 /// Runs the cases.
@@ -79,7 +93,8 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     );
     println!("{:<14} {:>10} {:>12} {:>10}", "case", "median s", "per second", "peak MiB");
     let program = std::env::current_exe().context("finding this program")?;
-    for case in Case::value_variants() {
+    // The tiled loss takes minutes: only when it is asked for.
+    for case in [Case::EncodeImage, Case::EncodeText, Case::Forward, Case::TrainStep] {
         let name = case.to_possible_value().context("a case without a name")?;
         let mut flags: Vec<String> = std::env::args().skip(1).collect();
         flags.push(format!("--case={}", name.get_name()));
@@ -96,15 +111,21 @@ impl BenchArgs {
         let config = ClipConfig::load(&self.vision_model, &self.text_model)?;
         let device = self.device.open()?;
         let batch = self.inputs(&config);
-        let mut seconds = match case {
+        let seconds = match case {
             Case::TrainStep => self.train(&config, &batch, &device)?,
+            Case::TiledLoss => self.tiled_loss(&device),
             _ => self.encode(case, &config, &batch, &device),
         };
-        seconds.sort_by(f64::total_cmp);
-        let median = seconds[seconds.len() / 2];
+        if self.json {
+            let peak_mib = peak_memory_mib().unwrap_or(f64::NAN);
+            println!("{}", serde_json::to_string(&Measured { seconds, peak_mib })?);
+            return Ok(());
+        }
+        let median = median(&seconds);
         let name = case.to_possible_value().context("a case without a name")?;
         let peak = peak_memory_mib().map_or("-".to_string(), |peak| format!("{peak:.0}"));
-        let rate = self.batch as f64 / median;
+        let count = if matches!(case, Case::TiledLoss) { self.pairs } else { self.batch };
+        let rate = count as f64 / median;
         println!("{:<14} {median:>10.3} {rate:>12.2} {peak:>10}", name.get_name());
         Ok(())
     }
@@ -156,6 +177,21 @@ impl BenchArgs {
                 let features = model.encode_text(batch.tokens(device), Pass::Eval);
                 normalize(features).into_data();
             }
+        })
+    }
+
+    fn tiled_loss(&self, device: &Device) -> Vec<f64> {
+        let features = || {
+            let distribution = Distribution::Normal(0.0, 1.0);
+            normalize(Tensor::<2>::random([self.pairs, 512], distribution, device))
+        };
+        let gathered = Gathered::local(features(), features());
+        let tile = tile_columns(self.pairs);
+        self.time(|_| {
+            let local = gathered.statistics(50.0, tile);
+            let (images, texts) = (&local.image_rows, &local.text_rows);
+            let gradient = gathered.gradient(&local, images, texts, 50.0, tile);
+            gradient.logit_scale.into_data();
         })
     }
 

@@ -1,6 +1,7 @@
 //! Developer tasks: `cargo xtask <verb>`.
 
 mod bench;
+mod peers;
 
 use clap::{Parser, Subcommand};
 use mimalloc::MiMalloc;
@@ -20,10 +21,13 @@ struct Cli {
 enum Verb {
     /// Time and memory of encoding and of a training step; build it with --release
     Bench(bench::BenchArgs),
+    /// The training step beside PyTorch's; build it with --release
+    BenchPeers(peers::PeersArgs),
 }
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().verb {
         Verb::Bench(args) => bench::run(&args),
+        Verb::BenchPeers(args) => peers::run(&args),
     }
 }

@@ -24,12 +24,19 @@ pub struct Report {
     pub facts: Vec<(String, String)>,
     /// Tables of figures.
     pub tables: Vec<Table>,
-    /// What the vertical axis of the curves is.
-    pub curve_axis: String,
     /// Curves over training steps.
-    pub curves: Vec<Curve>,
+    pub plots: Vec<Plot>,
     /// Searches and what they found.
     pub searches: Vec<Search>,
+}
+
+/// Curves of one kind of number.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Plot {
+    /// What the vertical axis is.
+    pub axis: String,
+    /// The curves.
+    pub curves: Vec<Curve>,
 }
 
 /// Figures in rows and columns.
@@ -96,10 +103,10 @@ impl fmt::Display for Report {
         f.write_str("<div class=\"tables\">\n")?;
         self.tables.iter().try_for_each(|table| table.fmt(f))?;
         f.write_str("</div>\n")?;
-        if !self.curves.is_empty() {
+        if !self.plots.is_empty() {
             writeln!(f, "<h2>Training</h2>")?;
-            curves::plot(f, &self.curve_axis, &self.curves)?;
         }
+        self.plots.iter().try_for_each(|plot| curves::plot(f, &plot.axis, &plot.curves))?;
         if !self.searches.is_empty() {
             writeln!(f, "<h2>Searches</h2>")?;
         }
@@ -192,8 +199,10 @@ mod tests {
                 columns: vec!["R@1".to_string(), "R@5".to_string()],
                 rows: vec![("chance".to_string(), vec![0.107, 12.55])],
             }],
-            curve_axis: "loss".to_string(),
-            curves: vec![Curve { name: "train".to_string(), points: vec![(1, 2.0), (5, 1.0)] }],
+            plots: vec![Plot {
+                axis: "loss".to_string(),
+                curves: vec![Curve { name: "train".to_string(), points: vec![(1, 2.0), (5, 1.0)] }],
+            }],
             searches: vec![Search {
                 query: "猫".to_string(),
                 hits: vec![hit("猫", true), hit("<script>\"'", false)],

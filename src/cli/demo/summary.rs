@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use cn_clip_eval::{
     recall::RecallReport,
-    report::{Curve, Report, Table},
+    report::{Curve, Plot, Report, Table},
 };
 use cn_clip_train::TrainConfig;
 
@@ -81,8 +81,10 @@ impl Summary {
                         .collect(),
                 },
             ],
-            curve_axis: "Contrastive loss".to_string(),
-            curves: self.curves.to_vec(),
+            plots: vec![Plot {
+                axis: "Contrastive loss".to_string(),
+                curves: self.curves.to_vec(),
+            }],
             searches: self.scores.searches.clone(),
         }
     }

@@ -2,6 +2,7 @@
 
 mod args;
 mod ranks;
+mod report;
 mod weights;
 
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use cn_clip_train::{
     optimizer::DecayGroups, schedule::Decay, train,
 };
 use ranks::Ranks;
+pub use weights::initial as initial_weights;
 
 use super::{interrupt, note};
 
@@ -55,10 +57,26 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<()> {
         let outcome = train(job, rank, &mut |_| !interrupt::asked())?;
         Ok(outcome.skipped_images)
     })?;
+    if ranks.is_first() {
+        match report::write(&config) {
+            Ok(Some(page)) => note(&format!("curves: {}", page.display())),
+            Ok(None) => {}
+            // The run is done, and its checkpoints are whole.
+            Err(error) => {
+                note(&format!("the page with the curves could not be written: {error:#}"))
+            }
+        }
+    }
     if skipped > 0 {
         note(&format!("{skipped} pictures could not be decoded and were skipped"));
     }
     Ok(())
+}
+
+/// The settings that flags make, and the number of ranks of this process.
+pub fn config_of(args: &TrainArgs) -> anyhow::Result<(TrainConfig, usize)> {
+    let ranks = Ranks::new(args)?;
+    Ok((config(args, &ranks), ranks.devices().len()))
 }
 
 fn config(args: &TrainArgs, ranks: &Ranks) -> TrainConfig {

@@ -13,6 +13,9 @@ use super::args::TrainArgs;
 
 /// Variables by which launchers tell a process how many there are.
 const WORLD: [&str; 3] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"];
+/// Variables by which they tell a process its number.
+#[cfg(feature = "mpi")]
+const RANK: [&str; 3] = ["OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK"];
 /// Variables by which they tell it its number on its machine.
 #[cfg(feature = "mpi")]
 const LOCAL_RANK: [&str; 4] =
@@ -64,6 +67,15 @@ impl Ranks {
             Self::Devices(devices) => devices,
             #[cfg(feature = "mpi")]
             Self::Process(device) => device,
+        }
+    }
+
+    /// Whether this process holds rank 0.
+    pub fn is_first(&self) -> bool {
+        match self {
+            Self::Devices(_) => true,
+            #[cfg(feature = "mpi")]
+            Self::Process(_) => number(&RANK) == Some(0),
         }
     }
 
