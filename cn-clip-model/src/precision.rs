@@ -9,7 +9,7 @@ use std::{fmt, str::FromStr};
 use burn::{
     module::{Module, ModuleMapper, Param},
     nn::LayerNorm,
-    tensor::{DType, Device, FloatDType, Tensor},
+    tensor::{DType, Device, FloatDType, GradientCheckpointingStrategy, Tensor},
 };
 
 use crate::{Clip, ModelError};
@@ -59,11 +59,11 @@ impl Precision {
     }
 
     /// A copy of a model that computes in this precision, with the same parameter identities.
+    ///
+    /// On an autodiff device its backward pass computes cheap operations, such as activations,
+    /// again instead of keeping their results (see [`track`]).
     pub fn copy(self, model: &Clip) -> Clip {
-        match self {
-            Self::Fp32 => model.clone(),
-            _ => model.clone().map(&mut Caster { dtype: self.dtype(), kept: 0 }),
-        }
+        model.clone().map(&mut Caster { dtype: self.dtype(), kept: 0 })
     }
 }
 
@@ -108,16 +108,42 @@ impl ModuleMapper for Caster {
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        if self.kept > 0 {
-            return param;
-        }
+        let dtype = if self.kept > 0 { FloatDType::F32 } else { self.dtype };
+        let cast = |value: Tensor<D>| match value.dtype() == DType::from(dtype) {
+            true => value,
+            false => value.cast(dtype),
+        };
         let (id, value, mapper) = param.consume();
-        let value = match value.is_autodiff() {
-            true => Tensor::from_inner(value.inner().cast(self.dtype)).require_grad(),
-            false => value.cast(self.dtype),
+        let value = match (value.is_autodiff(), value.is_require_grad()) {
+            (true, true) => track(cast(value.inner())).require_grad(),
+            (true, false) => track(cast(value.inner())),
+            (false, _) => cast(value),
         };
         Param::from_mapped_value(id, value, mapper)
     }
+}
+
+/// A tensor without a graph on the autodiff device whose backward pass computes memory-bound
+/// operations again. That is a fifth less memory and, as large new buffers cost time too, no
+/// slower. Tensors of one operation must agree on it.
+pub fn track<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    Tensor::from_inner(x)
+        .with_gradient_checkpointing_strategy(GradientCheckpointingStrategy::Balanced)
+}
+
+/// A tensor as constant beside `other`, with a graph where that has one.
+pub(crate) fn beside<const D: usize, const E: usize>(x: Tensor<D>, other: &Tensor<E>) -> Tensor<D> {
+    match other.gradient_checkpointing_strategy() {
+        None => without_graph(x),
+        Some(strategy) => {
+            Tensor::from_inner(without_graph(x)).with_gradient_checkpointing_strategy(strategy)
+        }
+    }
+}
+
+/// The values of a tensor.
+pub(crate) fn without_graph<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    if x.is_autodiff() { x.inner() } else { x }
 }
 
 /// A layer norm, in 32 bits whatever its input is.

@@ -124,11 +124,10 @@ impl Step<'_> {
     ) -> Result<StepOutput, TrainError> {
         let (options, communicator) = (self.options, self.communicator);
         let streams = self.streams(batches, index);
-        // The parameters of the copy have the identities of those of the model.
-        let copy = (options.precision != Precision::Fp32).then(|| options.precision.copy(model));
-        let compute = copy.as_ref().unwrap_or(model);
+        // Its parameters have the identities of those of the model.
+        let copy = options.precision.copy(model);
         let single = batches.len() == 1;
-        let encoder = Encoder { model: compute, plain: &compute.valid(), options, single };
+        let encoder = Encoder { model: &copy, plain: &copy.valid(), options, single };
         let (encoded, kept): (Vec<_>, Vec<_>) = batches
             .iter()
             .zip(&streams)
@@ -141,11 +140,7 @@ impl Step<'_> {
                 ((image.0, text.0), (image.1, text.1))
             })
             .unzip();
-        match (encoder.keeps_graph(), &copy) {
-            (false, _) => model.adopt_statistics(encoder.plain),
-            (true, Some(copy)) => model.adopt_statistics(copy),
-            (true, None) => {}
-        }
+        model.adopt_statistics(if encoder.keeps_graph() { &copy } else { encoder.plain });
         let (image, text): (Vec<_>, Vec<_>) = encoded.into_iter().unzip();
         let (image, text) = (Tensor::cat(image, 0), Tensor::cat(text, 0));
         let count = image.dims()[0];

@@ -9,6 +9,7 @@
 use burn::tensor::{Gradients, Int, Tensor};
 use cn_clip_model::{
     Clip, ImageTower, Pass, normalize,
+    precision::track,
     text::bert::Bert,
     vision::{resnet::ModifiedResNet, vit::VisionTransformer},
 };
@@ -137,8 +138,8 @@ impl Activations {
     /// The same on an autodiff device.
     pub fn tracked(self) -> Self {
         match self {
-            Self::Tokens(x) => Self::Tokens(x.into_iter().map(Tensor::from_inner).collect()),
-            Self::Maps(x) => Self::Maps(x.into_iter().map(Tensor::from_inner).collect()),
+            Self::Tokens(x) => Self::Tokens(x.into_iter().map(track).collect()),
+            Self::Maps(x) => Self::Maps(x.into_iter().map(track).collect()),
         }
     }
 }
@@ -199,7 +200,7 @@ fn through<const I: usize, const O: usize>(
     block: impl FnOnce(Tensor<I>) -> Tensor<O>,
     collect: &mut dyn FnMut(Gradients),
 ) -> Option<Tensor<I>> {
-    let input = Tensor::from_inner(input).require_grad();
+    let input = track(input).require_grad();
     let mut gradients = surrogate(block(input.clone()), gradient).backward();
     let gradient = input.grad_remove(&mut gradients);
     collect(gradients);
@@ -208,7 +209,7 @@ fn through<const I: usize, const O: usize>(
 
 /// A number whose derivative by `output` is `gradient`.
 pub fn surrogate<const D: usize>(output: Tensor<D>, gradient: Tensor<D>) -> Tensor<1> {
-    (output * Tensor::from_inner(gradient)).sum()
+    (output * track(gradient)).sum()
 }
 
 /// Vision transformer and its input.

@@ -14,7 +14,7 @@ use burn::{
 use crate::{
     clip::Pass,
     init::{Init, Values},
-    precision::in_fp32,
+    precision::{beside, in_fp32, without_graph},
 };
 
 const EPSILON: f64 = 1e-5;
@@ -54,9 +54,8 @@ impl BatchNorm2d {
 
     fn normalise(&self, x: Tensor<4>, pass: Pass<'_>) -> Tensor<4> {
         let Pass::Train { update_statistics, .. } = pass else {
-            let device = x.device();
-            let (mean, variance) = (self.running_mean.value(), self.running_var.value());
-            let (mean, variance) = (mean.to_device(&device), variance.to_device(&device));
+            let mean = beside(self.running_mean.value(), &x);
+            let variance = beside(self.running_var.value(), &x);
             return batch_norm(x, self.gamma.val(), self.beta.val(), mean, variance, EPSILON);
         };
         let [batch, _, height, width] = x.dims();
@@ -89,16 +88,15 @@ impl BatchNorm2d {
             (&self.num_batches_tracked, &copy.num_batches_tracked),
         ];
         for (own, copy) in pairs {
-            let value = copy.value_sync();
-            let tracked = own.value().is_autodiff() && !value.is_autodiff();
-            move_to(own, if tracked { Tensor::from_inner(value) } else { value });
+            move_to(own, beside(without_graph(copy.value_sync()), &own.value()));
         }
     }
 }
 
 fn average(state: &RunningState<Tensor<1>>, value: Tensor<1>) {
-    let old = state.value_sync().to_device(&value.device());
-    move_to(state, (old * (1.0 - MOMENTUM) + value * MOMENTUM).detach());
+    let (old, value) = (state.value_sync(), without_graph(value));
+    let moved = without_graph(old.clone()) * (1.0 - MOMENTUM) + value * MOMENTUM;
+    move_to(state, beside(moved, &old));
 }
 
 fn move_to(state: &RunningState<Tensor<1>>, value: Tensor<1>) {
