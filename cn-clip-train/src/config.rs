@@ -89,6 +89,8 @@ pub struct TrainConfig {
     pub unlocked_vision_blocks: usize,
     /// Last blocks of a frozen text tower that are trained all the same, with what follows them.
     pub unlocked_text_blocks: usize,
+    /// Normalise batch norms over all ranks, which is only possible where that is one.
+    pub use_bn_sync: bool,
     /// Keep only the inputs of blocks and run each again in the backward pass.
     pub grad_checkpointing: bool,
     /// Teacher of the image tower, for the log.
@@ -195,6 +197,7 @@ impl Default for TrainConfig {
             freeze_text: false,
             unlocked_vision_blocks: 0,
             unlocked_text_blocks: 0,
+            use_bn_sync: false,
             grad_checkpointing: false,
             teacher: None,
             kd_loss_weight: 0.5,
@@ -385,6 +388,7 @@ impl TrainConfig {
             ("text_model", self.text_model.clone()),
             ("train_data", self.train_data.clone()),
             ("val_data", self.val_data.clone().unwrap_or("None".to_string())),
+            ("use_bn_sync", flag(self.use_bn_sync)),
             ("unlocked_text_blocks", self.unlocked_text_blocks.to_string()),
             ("unlocked_vision_blocks", self.unlocked_vision_blocks.to_string()),
             ("valid_recall", flag(self.valid_recall)),

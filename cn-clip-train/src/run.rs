@@ -76,6 +76,7 @@ impl Run<'_> {
         for epoch in start.epoch..end {
             let done = if epoch == start.epoch { start.pairs } else { 0 };
             self.in_epoch = done / self.pairs_per_step();
+            self.log.info(&format!("Start epoch {}", epoch + 1));
             let flow = self.epoch(epoch, done)?;
             if self.in_epoch == 0 {
                 return Err(TrainError::Config(format!(

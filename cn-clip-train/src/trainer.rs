@@ -114,6 +114,13 @@ pub fn train(
              leave the flag out"
         )));
     }
+    if config.use_bn_sync && world > 1 && matches!(model.visual, ImageTower::ResNet(_)) {
+        return Err(TrainError::Config(
+            "--use-bn-sync: batch norm over several ranks is not there yet; without the flag each \
+             rank normalises its own micro-batches, so raise --batch-size instead"
+                .to_string(),
+        ));
+    }
     let log = RunLog::open(config, communicator.rank())?;
     let describe = |split: &str, data: &Dataset| {
         let images = data.source.num_images().map_or("unknown".to_string(), |n| n.to_string());

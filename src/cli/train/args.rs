@@ -253,6 +253,10 @@ pub struct TrainArgs {
     #[arg(long, alias = "reset_data_offset", help_heading = "Logging and saving")]
     pub reset_data_offset: bool,
 
+    /// Accepted for the Python program's scripts where it changes nothing: with a ViT, and with a
+    /// ResNet on one device
+    #[arg(long, alias = "use_bn_sync", help_heading = "Compatibility")]
+    pub use_bn_sync: bool,
     /// Accepted for the Python program's scripts: --teacher-model alone switches it on
     #[arg(long, requires = "teacher_model", help_heading = "Compatibility")]
     pub distillation: bool,

@@ -142,6 +142,7 @@ fn config(args: &TrainArgs, ranks: &Ranks) -> TrainConfig {
         freeze_text: args.freeze_text,
         unlocked_vision_blocks: args.unlocked_vision_blocks,
         unlocked_text_blocks: args.unlocked_text_blocks,
+        use_bn_sync: args.use_bn_sync,
         grad_checkpointing: args.grad_checkpointing,
         teacher: args.teacher_model.clone(),
         kd_loss_weight: args.kd_loss_weight,
