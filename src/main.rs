@@ -1,5 +1,6 @@
 //! The cn-clip binary.
 
+mod allocator;
 mod cli;
 
 use std::{
@@ -8,13 +9,9 @@ use std::{
 };
 
 use clap::Parser;
-use mimalloc::MiMalloc;
-
-/// Keeps the large buffers of tensors instead of returning them to the system after each operation.
-#[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
+    allocator::keep_memory();
     let args = cli::Cli::parse();
     cli::start_logging(args.debug);
     match cli::run(&args.command) {

@@ -1,14 +1,11 @@
 //! Developer tasks: `cargo xtask <verb>`.
 
+#[path = "../../src/allocator.rs"]
+mod allocator;
 mod bench;
 mod peers;
 
 use clap::{Parser, Subcommand};
-use mimalloc::MiMalloc;
-
-/// As in the binary.
-#[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
 
 #[derive(Debug, Parser)]
 #[command(about = "Developer tasks")]
@@ -26,6 +23,7 @@ enum Verb {
 }
 
 fn main() -> anyhow::Result<()> {
+    allocator::keep_memory();
     match Cli::parse().verb {
         Verb::Bench(args) => bench::run(&args),
         Verb::BenchPeers(args) => peers::run(&args),
