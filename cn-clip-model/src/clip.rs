@@ -104,7 +104,10 @@ impl Clip {
         pass: Pass<'_>,
     ) -> Tensor<2> {
         match &self.visual {
-            ImageTower::Vit(tower) => tower.forward(pixels, keep),
+            ImageTower::Vit(tower) => match (keep, pass) {
+                (None, Pass::Eval) => tower.evaluate(pixels),
+                (keep, _) => tower.forward(pixels, keep),
+            },
             ImageTower::ResNet(tower) => tower.forward(pixels, pass),
         }
     }
@@ -157,6 +160,15 @@ impl Clip {
         if let ImageTower::ResNet(tower) = &self.visual {
             tower.set_running_statistics(values);
         }
+    }
+
+    /// Frees the copy of the weights that evaluation on the processor works with, as large as the
+    /// transformers; the next evaluation makes it again.
+    pub fn release_prepared(&self) {
+        if let ImageTower::Vit(tower) = &self.visual {
+            tower.release_prepared();
+        }
+        self.bert.release_prepared();
     }
 
     /// Device of the parameters.

@@ -9,6 +9,7 @@ pub mod clip;
 pub mod config;
 pub mod device;
 mod error;
+mod host;
 pub mod hub;
 mod init;
 pub mod pos_embed;

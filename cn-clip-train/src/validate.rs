@@ -109,6 +109,8 @@ pub fn validate(
             log.info(&format!("Evaluated {}/{batches} batches...", index + 1));
         }
     }
+    // The weights will change, and training wants the memory.
+    model.release_prepared();
     let sums = communicator.all_reduce_sum(vec![loss, image as f32, text as f32])?;
     let mean = |sum: usize| sums[sum] / padded as f32;
     let recall = match config.valid_recall {

@@ -13,11 +13,12 @@ use crate::{
     attention::{attention, split_heads},
     clip::Pass,
     config::{TextActivation, TextConfig},
+    host::{self, Prepared},
     init::{Init, Values},
     precision::{as_type_of, layer_norm},
 };
 
-const LAYER_NORM_EPSILON: f64 = 1e-12;
+pub(crate) const LAYER_NORM_EPSILON: f64 = 1e-12;
 /// Added to the attention scores of padding.
 const MASKED: f64 = -10000.0;
 /// Dropout sites of a layer: attention probabilities, attention output, feed-forward output.
@@ -127,6 +128,8 @@ pub struct Bert {
     pub encoder: Encoder,
     #[module(skip)]
     config: BertOptions,
+    #[module(skip)]
+    prepared: Prepared,
 }
 
 /// What the forward pass needs of the configuration.
@@ -187,6 +190,7 @@ impl Bert {
                 hidden_dropout: config.hidden_dropout,
                 attention_dropout: config.attention_dropout,
             },
+            prepared: Prepared::default(),
         }
     }
 
@@ -237,16 +241,29 @@ impl Bert {
         layer.output.forward(inner, x, mask)
     }
 
-    /// Token ids `[batch, tokens]` to the hidden state of the first token, `[batch, hidden]`.
+    /// Token ids `[batch, tokens]` to the hidden state of the first token, `[batch, hidden]`;
+    /// without gradients on the processor by fused kernels, for which a copy of the weights is kept
+    /// until [`Clip::release_prepared`](crate::Clip::release_prepared).
     pub fn forward(&self, tokens: Tensor<2, Int>, pass: Pass<'_>) -> Tensor<2> {
         let device = self.embeddings.word_embeddings.weight.val().device();
         let bias = Self::attention_bias(tokens.clone(), &device);
-        let mut x = self.embed(tokens, pass);
+        let mut x = self.embed(tokens.clone(), pass);
+        if let (Pass::Eval, TextActivation::Gelu) = (pass, self.config.activation) {
+            let layers = &self.encoder.layer;
+            let first = host::text(&self.prepared, layers, self.config.heads, &x, tokens);
+            if let Some(first) = first {
+                return first.squeeze_dim(1);
+            }
+        }
         let depth = self.encoder.layer.len();
         for index in 0..depth {
             x = self.layer(index, x, bias.clone(), pass, index + 1 == depth);
         }
         x.slice_dim(1, 0..1).squeeze_dim(1)
+    }
+
+    pub(crate) fn release_prepared(&self) {
+        self.prepared.release();
     }
 
     fn hidden_mask(&self, pass: Pass<'_>, site: u32, x: &Tensor<3>) -> Option<Tensor<3>> {

@@ -8,11 +8,12 @@ use burn::{
 
 use crate::{
     attention::{attention, split_heads},
+    host::{self, Prepared},
     init::{Init, Values},
     precision::{as_type_of, layer_norm},
 };
 
-const LAYER_NORM_EPSILON: f64 = 1e-5;
+pub(crate) const LAYER_NORM_EPSILON: f64 = 1e-5;
 
 /// Convolution with stride equal to kernel size and no bias, done as one matrix product.
 #[derive(Module, Debug)]
@@ -48,6 +49,10 @@ pub struct SelfAttention {
 }
 
 impl SelfAttention {
+    pub(crate) fn heads(&self) -> usize {
+        self.heads
+    }
+
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let [batch, tokens, width] = x.dims();
         let packed = self
@@ -149,6 +154,8 @@ pub struct VisionTransformer {
     pub transformer: Transformer,
     /// Norm after the blocks, on the class token.
     pub ln_post: LayerNorm,
+    #[module(skip)]
+    prepared: Prepared,
 }
 
 impl VisionTransformer {
@@ -198,6 +205,7 @@ impl VisionTransformer {
             ln_pre: init.layer_norm(width, LAYER_NORM_EPSILON),
             transformer: Transformer { resblocks: (0..depth).map(block).collect() },
             ln_post: init.layer_norm(width, LAYER_NORM_EPSILON),
+            prepared: Prepared::default(),
         }
     }
 
@@ -236,13 +244,30 @@ impl VisionTransformer {
 
     /// `[batch, 3, R, R]` to un-normalised image features `[batch, embed_dim]`.
     pub fn forward(&self, pixels: Tensor<4>, keep: Option<Tensor<2, Int>>) -> Tensor<2> {
-        let mut x = self.embed(pixels, keep);
+        self.head(self.blocks(self.embed(pixels, keep)))
+    }
+
+    /// [`forward`](Self::forward) of whole pictures without gradients: on the processor by fused
+    /// kernels, for which a copy of the weights is kept until
+    /// [`Clip::release_prepared`](crate::Clip::release_prepared).
+    pub fn evaluate(&self, pixels: Tensor<4>) -> Tensor<2> {
+        let x = self.embed(pixels, None);
+        let class = host::vision(&self.prepared, &self.transformer.resblocks, &x);
+        self.head(class.unwrap_or_else(|| self.blocks(x)))
+    }
+
+    /// The class token of the last block, `[batch, 1, width]`.
+    fn blocks(&self, mut x: Tensor<3>) -> Tensor<3> {
         if let Some((last, blocks)) = self.transformer.resblocks.split_last() {
             for block in blocks {
                 x = block.forward(x);
             }
             x = last.forward_first(x);
         }
-        self.head(x)
+        x
+    }
+
+    pub(crate) fn release_prepared(&self) {
+        self.prepared.release();
     }
 }

@@ -1,0 +1,340 @@
+//! Transformer layers over the rows of all sequences, one after the other: `[rows, width]`.
+//!
+//! A layer is three rounds of tasks: projections to queries, keys and values; attention, a head of
+//! a sequence each; and all the rest, which needs nothing of other rows and so stays in the cache.
+
+use std::ops::Range;
+
+use pulp::Simd;
+use rayon::prelude::*;
+
+use super::{
+    kernel::{Packed, Rows, Task, product, run, tile_columns},
+    math::{Activation, Norm, exponentials, layer_norm},
+};
+
+/// Most rows of a task: with their hidden values they fit the second-level cache.
+const BLOCK_ROWS: usize = 72;
+/// Hidden values that are computed before they are multiplied on.
+const BLOCK_HIDDEN: usize = 768;
+
+/// Weight and bias.
+#[derive(Debug)]
+pub(super) struct Linear {
+    pub weight: Packed,
+    pub bias: Vec<f32>,
+}
+
+/// Where the norms of a layer stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    /// Before attention and feed-forward part, as in a ViT.
+    Before,
+    /// After the sums with the residuals, as in BERT.
+    After,
+}
+
+/// A transformer layer.
+#[derive(Debug)]
+pub(super) struct Layer {
+    pub heads: usize,
+    pub order: Order,
+    /// Queries, keys and values side by side.
+    pub projections: Linear,
+    /// Output of the attention.
+    pub output: Linear,
+    pub first_norm: Norm,
+    pub second_norm: Norm,
+    /// Feed-forward part.
+    pub inner: Linear,
+    pub activation: Activation,
+    pub outer: Linear,
+}
+
+/// Runs `layers` over sequences of these lengths, whose rows are `x`, and returns the first row of
+/// each.
+pub(super) fn first_rows(layers: &[Layer], mut x: Vec<f32>, lengths: &[usize]) -> Vec<f32> {
+    let rows: usize = lengths.iter().sum();
+    let Some(width) = x.len().checked_div(rows) else { return x };
+    let mut packed = vec![0.0; rows * 3 * width];
+    let mut context = vec![0.0; rows * width];
+    for (index, layer) in layers.iter().enumerate() {
+        project(layer, &x, &mut packed, width);
+        match index + 1 == layers.len() {
+            false => {
+                attend(layer, &packed, lengths, |length| length, &mut context);
+                finish(layer, &mut x, &context, lengths);
+            }
+            // Nothing else is needed of the last layer.
+            true => {
+                x = select_first(&x, lengths, width);
+                attend(layer, &packed, lengths, |_| 1, &mut context);
+                finish(layer, &mut x, &context, &vec![1; lengths.len()]);
+            }
+        }
+    }
+    match layers.is_empty() {
+        true => select_first(&x, lengths, width),
+        false => x,
+    }
+}
+
+fn select_first(x: &[f32], lengths: &[usize], width: usize) -> Vec<f32> {
+    let starts = lengths.iter().scan(0, |next, length| {
+        let start = *next;
+        *next += length;
+        Some(start)
+    });
+    starts.flat_map(|start| &x[start * width..][..width]).copied().collect()
+}
+
+/// Rows of a task: all threads get equally many.
+fn block_rows(rows: usize) -> usize {
+    let tasks = rows.div_ceil(BLOCK_ROWS).next_multiple_of(rayon::current_num_threads());
+    rows.div_ceil(tasks).next_multiple_of(12).clamp(1, BLOCK_ROWS)
+}
+
+/// Scratch memory of a task.
+#[derive(Default)]
+struct Scratch {
+    rows: Rows,
+    hidden: Rows,
+    keys: Packed,
+    values: Packed,
+    line: Vec<f32>,
+}
+
+fn project(layer: &Layer, x: &[f32], out: &mut [f32], width: usize) {
+    let block = block_rows(x.len() / width);
+    let blocks = x.par_chunks(block * width).zip(out.par_chunks_mut(block * 3 * width));
+    blocks.for_each_init(Scratch::default, |scratch, (x, out)| {
+        run(Project { layer, x, out, width, scratch });
+    });
+}
+
+struct Project<'a> {
+    layer: &'a Layer,
+    x: &'a [f32],
+    out: &'a mut [f32],
+    width: usize,
+    scratch: &'a mut Scratch,
+}
+
+impl Task for Project<'_> {
+    #[inline(always)]
+    fn run<S: Simd, const MR: usize>(self, simd: S) {
+        let Self { layer, x, out, width, scratch: Scratch { rows, line, .. } } = self;
+        let norm = (layer.order == Order::Before).then_some(&layer.first_norm);
+        set_rows::<MR>(rows, x, width, norm, line);
+        let Linear { weight, bias } = &layer.projections;
+        product::<S, MR>(simd, rows, weight, 0..weight.panels(), 0..width, |row, first, sums| {
+            let out = &mut out[row * weight.columns + first..][..sums.len()];
+            let bias = &bias[first..][..sums.len()];
+            for ((out, sum), bias) in out.iter_mut().zip(sums).zip(bias) {
+                *out = sum + bias;
+            }
+        });
+    }
+}
+
+/// Rows of a matrix, normalised if there is a norm.
+#[inline(always)]
+fn set_rows<const MR: usize>(
+    rows: &mut Rows,
+    x: &[f32],
+    width: usize,
+    norm: Option<&Norm>,
+    line: &mut Vec<f32>,
+) {
+    rows.reset::<MR>(x.len() / width, width);
+    line.resize(width, 0.0);
+    for (index, row) in x.chunks_exact(width).enumerate() {
+        match norm {
+            Some(norm) => {
+                layer_norm(row, norm, &mut line[..width]);
+                rows.set::<MR>(index, 0, &line[..width]);
+            }
+            None => rows.set::<MR>(index, 0, row),
+        }
+    }
+}
+
+/// Attention of the first `queries(length)` rows of every sequence: per sequence
+/// `[heads, queries, head_width]`.
+fn attend(
+    layer: &Layer,
+    packed: &[f32],
+    lengths: &[usize],
+    queries: impl Fn(usize) -> usize,
+    context: &mut [f32],
+) {
+    let columns = layer.projections.weight.columns;
+    let head_width = columns / 3 / layer.heads;
+    let (mut packed, mut context) = (packed, context);
+    let mut tasks = Vec::with_capacity(lengths.len() * layer.heads);
+    for length in lengths {
+        let (sequence, rest) = packed.split_at(length * columns);
+        packed = rest;
+        for head in 0..layer.heads {
+            let (out, rest) = context.split_at_mut(queries(*length) * head_width);
+            context = rest;
+            tasks.push((sequence, head * head_width..(head + 1) * head_width, out));
+        }
+    }
+    tasks.into_par_iter().for_each_init(Scratch::default, |scratch, (packed, head, out)| {
+        run(Attend { packed, columns, head, out, scratch });
+    });
+}
+
+struct Attend<'a> {
+    /// `[length, 3 * width]`.
+    packed: &'a [f32],
+    columns: usize,
+    /// Columns of the queries.
+    head: Range<usize>,
+    /// `[queries, head_width]`.
+    out: &'a mut [f32],
+    scratch: &'a mut Scratch,
+}
+
+impl Task for Attend<'_> {
+    #[inline(always)]
+    fn run<S: Simd, const MR: usize>(self, simd: S) {
+        let Self { packed, columns, head, out, scratch } = self;
+        let Scratch { rows, hidden, keys, values, line } = scratch;
+        let (length, depth) = (packed.len() / columns, head.len());
+        let panel = tile_columns();
+        keys.reset(depth, length, panel);
+        values.reset(length, depth, panel);
+        for (index, row) in packed.chunks_exact(columns).enumerate() {
+            let part = |number: usize| &row[number * columns / 3..][head.clone()];
+            keys.set_column(index, part(1));
+            values.set_row(index, part(2));
+        }
+        let scale = 1.0 / (depth as f32).sqrt();
+        let all = (0..keys.panels(), 0..values.panels());
+        for (group, out) in out.chunks_mut(MR * depth).enumerate() {
+            let count = out.len() / depth;
+            rows.reset::<MR>(count, depth);
+            for index in 0..count {
+                let row = &packed[(group * MR + index) * columns..][head.clone()];
+                rows.set::<MR>(index, 0, row);
+            }
+            line.clear();
+            line.resize(MR * length, 0.0);
+            product::<S, MR>(simd, rows, keys, all.0.clone(), 0..depth, |row, first, sums| {
+                let scores = &mut line[row * length + first..][..sums.len()];
+                scores.iter_mut().zip(sums).for_each(|(score, sum)| *score = sum * scale);
+            });
+            let mut totals = [0.0; MR];
+            hidden.reset::<MR>(count, length);
+            for (index, total) in totals.iter_mut().enumerate().take(count) {
+                let scores = &mut line[index * length..][..length];
+                *total = exponentials(scores);
+                hidden.set::<MR>(index, 0, scores);
+            }
+            product::<S, MR>(simd, hidden, values, all.1.clone(), 0..length, |row, first, sums| {
+                let out = &mut out[row * depth + first..][..sums.len()];
+                let factor = 1.0 / totals[row];
+                out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum * factor);
+            });
+        }
+    }
+}
+
+/// Output projection and feed-forward part, with the residuals.
+fn finish(layer: &Layer, x: &mut [f32], context: &[f32], lengths: &[usize]) {
+    let width = layer.output.weight.columns;
+    let block = block_rows(x.len() / width);
+    // Where the first head of a row lies in `context`, and how far it is to the next head.
+    let head_width = width / layer.heads;
+    let mut places = Vec::with_capacity(x.len() / width);
+    let mut start = 0;
+    for length in lengths {
+        let row = |row: usize| (start + row * head_width, length * head_width);
+        places.extend((0..*length).map(row));
+        start += length * width;
+    }
+    let blocks = x.par_chunks_mut(block * width).zip(places.par_chunks(block));
+    blocks.for_each_init(Scratch::default, |scratch, (x, places)| {
+        run(Finish { layer, x, context, places, scratch });
+    });
+}
+
+struct Finish<'a> {
+    layer: &'a Layer,
+    x: &'a mut [f32],
+    context: &'a [f32],
+    places: &'a [(usize, usize)],
+    scratch: &'a mut Scratch,
+}
+
+impl Task for Finish<'_> {
+    #[inline(always)]
+    fn run<S: Simd, const MR: usize>(self, simd: S) {
+        let Self { layer, x, context, places, scratch } = self;
+        let Scratch { rows, hidden, line, .. } = scratch;
+        let width = layer.output.weight.columns;
+        let head_width = width / layer.heads;
+        rows.reset::<MR>(places.len(), width);
+        for (row, (start, stride)) in places.iter().enumerate() {
+            for head in 0..layer.heads {
+                let values = &context[start + head * stride..][..head_width];
+                rows.set::<MR>(row, head * head_width, values);
+            }
+        }
+        let Linear { weight, bias } = &layer.output;
+        product::<S, MR>(simd, rows, weight, 0..weight.panels(), 0..width, |row, first, sums| {
+            add(&mut x[row * width + first..], sums, Some(&bias[first..]));
+        });
+        if layer.order == Order::After {
+            normalise(x, width, &layer.first_norm, line);
+        }
+
+        let norm = (layer.order == Order::Before).then_some(&layer.second_norm);
+        set_rows::<MR>(rows, x, width, norm, line);
+        let (inner, outer) = (&layer.inner, &layer.outer);
+        for start in (0..inner.weight.columns).step_by(BLOCK_HIDDEN) {
+            let depth = start..(start + BLOCK_HIDDEN).min(inner.weight.columns);
+            let panels = inner.weight.panels_of(depth.clone());
+            hidden.reset::<MR>(places.len(), depth.len());
+            product::<S, MR>(simd, rows, &inner.weight, panels, 0..width, |row, first, sums| {
+                line.clear();
+                let bias = &inner.bias[first..][..sums.len()];
+                line.extend(sums.iter().zip(bias).map(|(sum, bias)| sum + bias));
+                layer.activation.apply(line);
+                hidden.set::<MR>(row, first - start, line);
+            });
+            let panels = 0..outer.weight.panels();
+            product::<S, MR>(simd, hidden, &outer.weight, panels, depth, |row, first, sums| {
+                let bias = (start == 0).then(|| &outer.bias[first..]);
+                add(&mut x[row * width + first..], sums, bias);
+            });
+        }
+        if layer.order == Order::After {
+            normalise(x, width, &layer.second_norm, line);
+        }
+    }
+}
+
+#[inline(always)]
+fn add(x: &mut [f32], sums: &[f32], bias: Option<&[f32]>) {
+    let x = &mut x[..sums.len()];
+    match bias {
+        Some(bias) => {
+            for ((x, sum), bias) in x.iter_mut().zip(sums).zip(&bias[..sums.len()]) {
+                *x += sum + bias;
+            }
+        }
+        None => x.iter_mut().zip(sums).for_each(|(x, sum)| *x += sum),
+    }
+}
+
+#[inline(always)]
+fn normalise(x: &mut [f32], width: usize, norm: &Norm, line: &mut Vec<f32>) {
+    line.resize(width, 0.0);
+    for row in x.chunks_exact_mut(width) {
+        layer_norm(row, norm, &mut line[..width]);
+        row.copy_from_slice(&line[..width]);
+    }
+}

@@ -1,0 +1,234 @@
+//! The layers of a tower, prepared for the kernels, and what is done with them.
+
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use burn::{
+    backend::{Flex, flex::FlexTensor},
+    nn,
+    tensor::{Bytes, DType, Int, Tensor, TensorData},
+};
+
+use super::{
+    kernel::{Packed, tile_columns},
+    layer::{Layer, Linear, Order, first_rows},
+    math::{Activation, Norm},
+};
+use crate::{text::bert, vision::vit};
+
+/// The prepared layers of a tower. Copies of the tower share them; they are made anew when the
+/// weights are no longer those they were made from.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Prepared(Arc<Mutex<Option<Arc<Tower>>>>);
+
+#[derive(Debug)]
+struct Tower {
+    layers: Vec<Layer>,
+    /// The buffers of the parameters. A buffer that is shared with a weak pointer is not changed in
+    /// place, so the same pointer means the same values.
+    sources: Vec<Weak<Bytes>>,
+}
+
+impl Prepared {
+    pub(crate) fn release(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn layers<'a>(
+        &self,
+        sources: Vec<Source>,
+        make: impl FnOnce(&[Source]) -> Option<Vec<Layer>>,
+    ) -> Option<Arc<Tower>> {
+        let pointers: Vec<Weak<Bytes>> =
+            sources.iter().map(|source| Arc::downgrade(&source.0.data_arc())).collect();
+        let mut prepared = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = |tower: &&Arc<Tower>| {
+            let mut pairs = tower.sources.iter().zip(&pointers);
+            tower.sources.len() == pointers.len() && pairs.all(|(a, b)| a.ptr_eq(b))
+        };
+        if let Some(tower) = prepared.as_ref().filter(same) {
+            return Some(tower.clone());
+        }
+        // Free the old one first.
+        *prepared = None;
+        let tower = Arc::new(Tower { layers: make(&sources)?, sources: pointers });
+        *prepared = Some(tower.clone());
+        Some(tower)
+    }
+}
+
+/// A parameter in memory, contiguous.
+struct Source(FlexTensor);
+
+impl Source {
+    /// `None` where it is not a tensor of 32-bit floats of the `flex` backend without autodiff.
+    fn of<const D: usize>(tensor: Tensor<D>) -> Option<Self> {
+        let tensor = tensor.try_into_primitive::<Flex>().ok()?;
+        (tensor.dtype() == DType::F32).then(|| Self(tensor.to_contiguous()))
+    }
+
+    fn values(&self) -> &[f32] {
+        let count = self.0.layout().num_elements();
+        &self.0.storage::<f32>()[self.0.layout().start_offset()..][..count]
+    }
+}
+
+/// Collects the parameters of a layer in a fixed order; the shapes are the module's.
+struct Sources(Option<Vec<Source>>);
+
+impl Sources {
+    fn add<const D: usize>(&mut self, tensor: Tensor<D>) {
+        if let Some(list) = &mut self.0 {
+            match Source::of(tensor) {
+                Some(source) => list.push(source),
+                None => self.0 = None,
+            }
+        }
+    }
+
+    fn linear(&mut self, linear: &nn::Linear) {
+        self.add(linear.weight.val());
+        match &linear.bias {
+            Some(bias) => self.add(bias.val()),
+            None => self.0 = None,
+        }
+    }
+
+    fn norm(&mut self, norm: &nn::LayerNorm) {
+        self.add(norm.gamma.val());
+        match &norm.beta {
+            Some(beta) => self.add(beta.val()),
+            None => self.0 = None,
+        }
+    }
+}
+
+/// Prepared parts in the order of [`Sources`].
+struct Parts<'a>(std::slice::Iter<'a, Source>);
+
+impl<'a> Parts<'a> {
+    fn next(&mut self) -> Option<&'a [f32]> {
+        self.0.next().map(Source::values)
+    }
+
+    /// Linear layers of the same input, side by side.
+    fn linear(&mut self, count: usize) -> Option<Linear> {
+        let (mut weights, mut bias) = (Vec::new(), Vec::new());
+        let mut depth = 0;
+        for _ in 0..count {
+            let (weight, own) = (self.next()?, self.next()?);
+            depth = weight.len().checked_div(own.len())?;
+            weights.push(weight);
+            bias.extend_from_slice(own);
+        }
+        Some(Linear { weight: Packed::new(&weights, depth), bias })
+    }
+
+    fn norm(&mut self, epsilon: f64) -> Option<Norm> {
+        let (scale, shift) = (self.next()?.to_vec(), self.next()?.to_vec());
+        Some(Norm { scale, shift, epsilon: epsilon as f32 })
+    }
+}
+
+/// Whether the kernels are worth it: the processor has vectors of at least four floats.
+fn has_vectors() -> bool {
+    tile_columns() >= 8
+}
+
+/// Runs the blocks of a ViT on `x` (`[batch, tokens, width]`) and returns the class token of the
+/// last, `[batch, 1, width]`; `None` where only Burn can.
+pub(crate) fn vision(
+    prepared: &Prepared,
+    blocks: &[vit::ResidualAttentionBlock],
+    x: &Tensor<3>,
+) -> Option<Tensor<3>> {
+    let mut sources = Sources(has_vectors().then(Vec::new));
+    let input = Source::of(x.clone())?;
+    for block in blocks {
+        sources.linear(&block.attn.in_proj);
+        sources.linear(&block.attn.out_proj);
+        sources.norm(&block.ln_1);
+        sources.norm(&block.ln_2);
+        sources.linear(&block.mlp.c_fc);
+        sources.linear(&block.mlp.c_proj);
+    }
+    let heads = blocks.first()?.attn.heads();
+    let tower = prepared.layers(sources.0?, |sources| {
+        let mut parts = Parts(sources.iter());
+        let layer = |_| {
+            Some(Layer {
+                heads,
+                order: Order::Before,
+                projections: parts.linear(1)?,
+                output: parts.linear(1)?,
+                first_norm: parts.norm(vit::LAYER_NORM_EPSILON)?,
+                second_norm: parts.norm(vit::LAYER_NORM_EPSILON)?,
+                inner: parts.linear(1)?,
+                activation: Activation::QuickGelu,
+                outer: parts.linear(1)?,
+            })
+        };
+        blocks.iter().map(layer).collect()
+    })?;
+    let [batch, tokens, width] = x.dims();
+    let rows = first_rows(&tower.layers, input.values().to_vec(), &vec![tokens; batch]);
+    Some(Tensor::from_data(TensorData::new(rows, [batch, 1, width]), &x.device()))
+}
+
+/// Runs the layers of a BERT with erf-GELU on `x` (`[batch, tokens, hidden]`), without the padding
+/// of `tokens`, and returns the first token of the last, `[batch, 1, hidden]`; `None` where only
+/// Burn can.
+pub(crate) fn text(
+    prepared: &Prepared,
+    layers: &[bert::Layer],
+    heads: usize,
+    x: &Tensor<3>,
+    tokens: Tensor<2, Int>,
+) -> Option<Tensor<3>> {
+    let mut sources = Sources(has_vectors().then(Vec::new));
+    let input = Source::of(x.clone())?;
+    for layer in layers {
+        let attention = &layer.attention;
+        sources.linear(&attention.self_attention.query);
+        sources.linear(&attention.self_attention.key);
+        sources.linear(&attention.self_attention.value);
+        sources.linear(&attention.output.dense);
+        sources.norm(&attention.output.layer_norm);
+        sources.norm(&layer.output.layer_norm);
+        sources.linear(&layer.intermediate.dense);
+        sources.linear(&layer.output.dense);
+    }
+    let [batch, longest, width] = x.dims();
+    let lengths = lengths(tokens, longest)?;
+    let tower = prepared.layers(sources.0?, |sources| {
+        let mut parts = Parts(sources.iter());
+        let layer = |_| {
+            Some(Layer {
+                heads,
+                order: Order::After,
+                projections: parts.linear(3)?,
+                output: parts.linear(1)?,
+                first_norm: parts.norm(bert::LAYER_NORM_EPSILON)?,
+                second_norm: parts.norm(bert::LAYER_NORM_EPSILON)?,
+                inner: parts.linear(1)?,
+                activation: Activation::Gelu,
+                outer: parts.linear(1)?,
+            })
+        };
+        layers.iter().map(layer).collect()
+    })?;
+    let sequences = input.values().chunks_exact(longest * width).zip(&lengths);
+    let used: Vec<f32> =
+        sequences.flat_map(|(rows, length)| &rows[..length * width]).copied().collect();
+    let rows = first_rows(&tower.layers, used, &lengths);
+    Some(Tensor::from_data(TensorData::new(rows, [batch, 1, width]), &x.device()))
+}
+
+/// Tokens of each text before its padding; `None` if padding (id 0) stands before the end.
+fn lengths(tokens: Tensor<2, Int>, longest: usize) -> Option<Vec<usize>> {
+    let ids: Vec<i64> = tokens.into_data().iter::<i64>().collect();
+    let length = |text: &[i64]| {
+        let length = text.iter().rposition(|id| *id != 0)? + 1;
+        (!text[..length].contains(&0)).then_some(length)
+    };
+    ids.chunks_exact(longest.max(1)).map(length).collect()
+}

@@ -1,0 +1,129 @@
+//! Evaluation by the kernels for the processor against the same towers computed by Burn.
+#![cfg(feature = "flex")]
+
+use burn::{
+    module::{Module, Param},
+    tensor::{Device, Int, Tensor, TensorData},
+};
+use cn_clip_model::{
+    Clip, ClipConfig, ImageTower, Pass, SampleRng, TextConfig, VisionConfig,
+    config::{TextActivation, VisionLayers},
+};
+
+/// Sizes that fill neither tiles nor vectors.
+fn config(head_width: usize, heads: usize, layers: usize) -> ClipConfig {
+    ClipConfig {
+        vision: VisionConfig {
+            embed_dim: 24,
+            image_resolution: 40,
+            layers: VisionLayers::Transformer(layers),
+            width: head_width * heads,
+            patch_size: Some(8),
+            head_width,
+        },
+        text: TextConfig {
+            vocab_size: 120,
+            hidden_size: head_width * heads,
+            layers,
+            heads,
+            intermediate_size: 900,
+            activation: TextActivation::Gelu,
+            hidden_dropout: 0.0,
+            attention_dropout: 0.0,
+            max_positions: 16,
+            type_vocab_size: 2,
+            initializer_range: 0.2,
+        },
+    }
+}
+
+fn pixels(batch: usize, device: &Device) -> Tensor<4> {
+    let values: Vec<f32> =
+        (0..batch * 3 * 40 * 40).map(|index| (index as f32 * 0.37).sin()).collect();
+    Tensor::from_data(TensorData::new(values, [batch, 3, 40, 40]), device)
+}
+
+/// Texts of these lengths, padded to the longest.
+fn tokens(lengths: &[usize], device: &Device) -> Tensor<2, Int> {
+    let longest = lengths.iter().copied().max().unwrap_or(0);
+    let id =
+        |text: usize, at: usize| if at < lengths[text] { 1 + (text * 7 + at) as i32 } else { 0 };
+    let ids: Vec<i32> =
+        (0..lengths.len()).flat_map(|text| (0..longest).map(move |at| id(text, at))).collect();
+    Tensor::from_data(TensorData::new(ids, [lengths.len(), longest]), device)
+}
+
+fn values(tensor: Tensor<2>) -> Vec<f32> {
+    tensor.into_data().try_into_vec().unwrap()
+}
+
+/// By Burn: training passes never use the kernels, and without dropout they are the same function.
+fn by_burn(model: &Clip, pixels: Tensor<4>, tokens: Tensor<2, Int>) -> [Vec<f32>; 2] {
+    let rng = SampleRng::for_step(0, 0, 0..tokens.dims()[0].max(pixels.dims()[0]));
+    let pass = Pass::Train { rng: &rng, update_statistics: false };
+    let ImageTower::Vit(tower) = &model.visual else { panic!("a ViT") };
+    [values(tower.forward(pixels, None)), values(model.encode_text(tokens, pass))]
+}
+
+fn by_kernels(model: &Clip, pixels: Tensor<4>, tokens: Tensor<2, Int>) -> [Vec<f32>; 2] {
+    let image = model.encode_image(pixels, None, Pass::Eval);
+    [values(image), values(model.encode_text(tokens, Pass::Eval))]
+}
+
+fn assert_close(a: &[Vec<f32>; 2], b: &[Vec<f32>; 2]) {
+    for (a, b) in a.iter().zip(b) {
+        assert_eq!(a.len(), b.len());
+        let norm = a.iter().map(|x| x * x).sum::<f32>().sqrt();
+        let error = a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt();
+        assert!(norm > 0.1 && error < 2e-6 * norm, "{error} of {norm}");
+    }
+}
+
+#[test]
+fn kernels_compute_what_burn_does() {
+    let device = Device::flex();
+    for (head_width, heads, layers) in [(64, 1, 1), (20, 3, 2), (5, 2, 3), (32, 4, 2)] {
+        let model = Clip::init(&config(head_width, heads, layers), &device, 3);
+        for lengths in [&[3][..], &[1, 9, 4], &[16; 8], &[2, 3, 5, 7, 11, 13, 1, 1, 2, 3, 5, 8, 13]]
+        {
+            let (pixels, tokens) = (pixels(lengths.len(), &device), tokens(lengths, &device));
+            let expected = by_burn(&model, pixels.clone(), tokens.clone());
+            assert_close(&expected, &by_kernels(&model, pixels, tokens));
+        }
+    }
+}
+
+/// Padding that is no padding, and a text of padding alone, go by Burn.
+#[test]
+fn zeros_inside_a_text_are_masked() {
+    let device = Device::flex();
+    let model = Clip::init(&config(16, 2, 2), &device, 3);
+    for ids in [[[1, 0, 3, 0], [2, 4, 1, 1]], [[0, 0, 0, 0], [2, 4, 1, 0]]] {
+        let tokens = Tensor::<2, Int>::from_data(ids, &device);
+        let expected = by_burn(&model, pixels(2, &device), tokens.clone());
+        assert_close(&expected, &by_kernels(&model, pixels(2, &device), tokens));
+    }
+}
+
+/// The prepared weights are those of the model at the time, also in copies of it.
+#[test]
+fn changed_weights_are_prepared_anew() {
+    let device = Device::flex();
+    let input = || (pixels(2, &device), tokens(&[4, 6], &device));
+    let mut model = Clip::init(&config(16, 2, 2), &device, 3);
+    let evaluate = |model: &Clip| by_kernels(model, input().0, input().1);
+    let before = evaluate(&model);
+    let copy = model.clone();
+    let ImageTower::Vit(tower) = &mut model.visual else { panic!("a ViT") };
+    let block = &mut tower.transformer.resblocks[0];
+    block.mlp.c_fc.weight = block.mlp.c_fc.weight.clone().map(|weight| weight * 1.5);
+    let bias = &mut model.bert.encoder.layer[1].output.dense.bias;
+    *bias = bias.take().map(|bias: Param<Tensor<1>>| bias.map(|bias| bias + 0.1));
+    let after = evaluate(&model);
+    assert_close(&by_burn(&model, input().0, input().1), &after);
+    assert!(before[0] != after[0] && before[1] != after[1]);
+    assert_eq!(evaluate(&copy), before);
+    model.release_prepared();
+    assert_eq!(evaluate(&model), after);
+    assert_eq!(evaluate(&model.valid()), after);
+}
