@@ -1,6 +1,9 @@
 //! Builds without the `flex` backend have no kernels of their own.
 
-use burn::tensor::{Int, Tensor};
+use burn::{
+    nn::LayerNorm,
+    tensor::{Int, Tensor},
+};
 
 use crate::{text::bert, vision::vit};
 
@@ -26,5 +29,25 @@ pub(crate) fn text(
     _: &Tensor<3>,
     _: Tensor<2, Int>,
 ) -> Option<Tensor<3>> {
+    None
+}
+
+pub(crate) fn quick_gelu<const D: usize>(_: &Tensor<D>) -> Option<Tensor<D>> {
+    None
+}
+
+pub(crate) fn gelu<const D: usize>(_: &Tensor<D>) -> Option<Tensor<D>> {
+    None
+}
+
+pub(crate) fn softmax<const D: usize>(_: &Tensor<D>) -> Option<Tensor<D>> {
+    None
+}
+
+pub(crate) fn layer_norm<const D: usize>(
+    _: &LayerNorm,
+    _: f64,
+    _: &Tensor<D>,
+) -> Option<Tensor<D>> {
     None
 }

@@ -45,6 +45,11 @@ pub(super) fn tile_columns() -> usize {
     Arch::new().dispatch(Columns)
 }
 
+/// Whether the kernels are worth it: the processor has vectors of at least four floats.
+pub(super) fn has_vectors() -> bool {
+    tile_columns() >= 4 * VECTORS
+}
+
 /// A matrix `[depth, columns]` in panels of [`tile_columns`] columns, each `[depth][panel]`; the
 /// last one is filled with zeros.
 #[derive(Debug, Default)]

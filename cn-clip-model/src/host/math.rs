@@ -21,6 +21,23 @@ impl Activation {
             Self::Gelu => values.iter_mut().for_each(|x| *x = gelu(*x)),
         }
     }
+
+    /// Replaces every value by its gradient, given that of the result.
+    #[inline(always)]
+    pub fn backward(self, values: &mut [f32], gradient: &[f32]) {
+        let pairs = values.iter_mut().zip(gradient);
+        match self {
+            Self::QuickGelu => pairs.for_each(|(x, gradient)| {
+                let gate = 1.0 / (1.0 + exp(-1.702 * *x));
+                *x = gradient * gate * (1.702 * *x).mul_add(1.0 - gate, 1.0);
+            }),
+            Self::Gelu => pairs.for_each(|(x, gradient)| {
+                const DENSITY: f32 = 0.398_942_3; // 1 / sqrt(2 pi)
+                let integral = 0.5 * (1.0 + erf(*x * std::f32::consts::FRAC_1_SQRT_2));
+                *x = gradient * (*x * DENSITY).mul_add(exp(-0.5 * *x * *x), integral);
+            }),
+        }
+    }
 }
 
 /// `e^x` within 2 units in the last place; 0 and infinity are left out at the ends.
@@ -74,14 +91,20 @@ fn erf(x: f32) -> f32 {
 /// Layer norm of a row: `(x - mean) / sqrt(variance + epsilon) * scale + shift`.
 #[inline(always)]
 pub(super) fn layer_norm(row: &[f32], norm: &Norm, out: &mut [f32]) {
-    let count = row.len() as f32;
-    let mean = sum(row, |x| x) / count;
-    let variance = sum(row, |x| (x - mean) * (x - mean)) / count;
-    let factor = 1.0 / (variance + norm.epsilon).sqrt();
+    let (mean, factor) = moments(row, norm.epsilon);
     let parameters = norm.scale.iter().zip(&norm.shift);
     for ((out, x), (scale, shift)) in out.iter_mut().zip(row).zip(parameters) {
         *out = ((x - mean) * factor).mul_add(*scale, *shift);
     }
+}
+
+/// Mean of a row, and the inverse of its standard deviation.
+#[inline(always)]
+pub(super) fn moments(row: &[f32], epsilon: f32) -> (f32, f32) {
+    let count = row.len() as f32;
+    let mean = sum(row, row, |x, _| x) / count;
+    let variance = sum(row, row, |x, _| (x - mean) * (x - mean)) / count;
+    (mean, 1.0 / (variance + epsilon).sqrt())
 }
 
 /// Parameters of a layer norm.
@@ -104,17 +127,21 @@ pub(super) fn exponentials(scores: &mut [f32]) -> f32 {
     }
     let largest = rest.iter().chain(&largest).fold(f32::NEG_INFINITY, |a, b| a.max(*b));
     scores.iter_mut().for_each(|score| *score = exp(*score - largest));
-    sum(scores, |x| x)
+    sum(scores, scores, |x, _| x)
 }
 
+/// Sum of a function of two rows of the same length.
 #[inline(always)]
-fn sum(values: &[f32], of: impl Fn(f32) -> f32) -> f32 {
-    let (chunks, rest) = values.as_chunks::<LANES>();
+pub(super) fn sum(a: &[f32], b: &[f32], of: impl Fn(f32, f32) -> f32) -> f32 {
+    let ((a, rest_of_a), (b, rest_of_b)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
     let mut sums = [0.0f32; LANES];
-    for chunk in chunks {
-        sums.iter_mut().zip(chunk).for_each(|(sum, x)| *sum += of(*x));
+    for (a, b) in a.iter().zip(b) {
+        for (sum, (a, b)) in sums.iter_mut().zip(a.iter().zip(b)) {
+            *sum += of(*a, *b);
+        }
     }
-    sums.iter().copied().chain(rest.iter().map(|x| of(*x))).sum()
+    let rest = rest_of_a.iter().zip(rest_of_b).map(|(a, b)| of(*a, *b));
+    sums.iter().copied().chain(rest).sum()
 }
 
 #[cfg(test)]

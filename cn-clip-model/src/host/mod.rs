@@ -1,11 +1,13 @@
-//! Encoding on the processor, without gradients: the layers of the transformers by kernels of our
-//! own.
+//! The transformers on the processor by kernels of our own: whole layers for evaluation, and the
+//! operations of training that are slow in Burn.
 //!
 //! Burn computes an operation at a time, each of which reads and writes whole tensors. Here the
 //! norms, biases, activations and residuals are part of the matrix products they stand beside,
 //! attention keeps its scores in the cache, and padding is left out. Only for 32-bit floats on the
-//! `flex` backend; everything else, and training, goes by Burn.
+//! `flex` backend; everything else goes by Burn.
 
+#[cfg(feature = "flex")]
+mod autodiff;
 #[cfg(feature = "flex")]
 mod kernel;
 #[cfg(feature = "flex")]
@@ -13,9 +15,19 @@ mod layer;
 #[cfg(feature = "flex")]
 mod math;
 #[cfg(feature = "flex")]
-mod tower;
-#[cfg(not(feature = "flex"))]
-#[path = "absent.rs"]
+mod rows;
+#[cfg(feature = "flex")]
+mod source;
+#[cfg(feature = "flex")]
 mod tower;
 
-pub(crate) use tower::{Prepared, text, vision};
+#[cfg(not(feature = "flex"))]
+mod absent;
+
+#[cfg(not(feature = "flex"))]
+pub(crate) use absent::{Prepared, gelu, layer_norm, quick_gelu, softmax, text, vision};
+#[cfg(feature = "flex")]
+pub(crate) use {
+    autodiff::{gelu, layer_norm, quick_gelu, softmax},
+    tower::{Prepared, text, vision},
+};

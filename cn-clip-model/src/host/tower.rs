@@ -3,15 +3,15 @@
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use burn::{
-    backend::{Flex, flex::FlexTensor},
     nn,
-    tensor::{Bytes, DType, Int, Tensor, TensorData},
+    tensor::{Bytes, Int, Tensor, TensorData},
 };
 
 use super::{
-    kernel::{Packed, tile_columns},
+    kernel::{Packed, has_vectors},
     layer::{Layer, Linear, Order, first_rows},
     math::{Activation, Norm},
+    source::Source,
 };
 use crate::{text::bert, vision::vit};
 
@@ -39,7 +39,7 @@ impl Prepared {
         make: impl FnOnce(&[Source]) -> Option<Vec<Layer>>,
     ) -> Option<Arc<Tower>> {
         let pointers: Vec<Weak<Bytes>> =
-            sources.iter().map(|source| Arc::downgrade(&source.0.data_arc())).collect();
+            sources.iter().map(|source| Arc::downgrade(&source.buffer())).collect();
         let mut prepared = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let same = |tower: &&Arc<Tower>| {
             let mut pairs = tower.sources.iter().zip(&pointers);
@@ -53,22 +53,6 @@ impl Prepared {
         let tower = Arc::new(Tower { layers: make(&sources)?, sources: pointers });
         *prepared = Some(tower.clone());
         Some(tower)
-    }
-}
-
-/// A parameter in memory, contiguous.
-struct Source(FlexTensor);
-
-impl Source {
-    /// `None` where it is not a tensor of 32-bit floats of the `flex` backend without autodiff.
-    fn of<const D: usize>(tensor: Tensor<D>) -> Option<Self> {
-        let tensor = tensor.try_into_primitive::<Flex>().ok()?;
-        (tensor.dtype() == DType::F32).then(|| Self(tensor.to_contiguous()))
-    }
-
-    fn values(&self) -> &[f32] {
-        let count = self.0.layout().num_elements();
-        &self.0.storage::<f32>()[self.0.layout().start_offset()..][..count]
     }
 }
 
@@ -127,11 +111,6 @@ impl<'a> Parts<'a> {
         let (scale, shift) = (self.next()?.to_vec(), self.next()?.to_vec());
         Some(Norm { scale, shift, epsilon: epsilon as f32 })
     }
-}
-
-/// Whether the kernels are worth it: the processor has vectors of at least four floats.
-fn has_vectors() -> bool {
-    tile_columns() >= 8
 }
 
 /// Runs the blocks of a ViT on `x` (`[batch, tokens, width]`) and returns the class token of the
