@@ -2,6 +2,7 @@
 //! `{"image_id": 1, "feature": [0.1, …]}` and `{"text_id": 1, "feature": […]}`.
 
 mod read;
+mod source;
 mod write;
 
 use std::fmt;
@@ -11,6 +12,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use cn_clip_data::Id;
+pub use source::{FeatureSource, open};
 pub use write::FeatureWriter;
 
 /// What a feature or an id stands for; decides the names of keys.
