@@ -6,6 +6,7 @@ mod demo;
 mod device;
 mod evaluation;
 mod extract_features;
+mod extraction_progress;
 mod interrupt;
 mod make_topk_predictions;
 mod model;

@@ -7,6 +7,8 @@
 pub mod input;
 mod output;
 mod pipeline;
+#[cfg(test)]
+mod tests;
 
 use burn::tensor::{FloatDType, Tensor, TensorData};
 use cn_clip_data::{

@@ -10,8 +10,11 @@
 //! [`open`] gives any of them as a [`FeatureSource`], [`Features::read`] in memory;
 //! [`FeatureWriter`] writes them.
 
+mod arrow_schema;
 mod block_file;
 mod checks;
+#[cfg(test)]
+mod damaged;
 mod error;
 mod format;
 mod ids;

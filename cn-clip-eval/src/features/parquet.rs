@@ -23,7 +23,7 @@ use cn_clip_data::{
 };
 
 use super::{
-    FeatureError, Features, Modality, RowProblem,
+    FeatureError, Features, Modality, RowProblem, arrow_schema,
     checks::{check_distinct, check_values},
     part::Part,
 };
@@ -286,6 +286,8 @@ fn write_groups(
         write_lists(&mut group, &values, dim)?;
         group.close()?;
     }
+    let schema = arrow_schema::encode(key, part.only_integers(), i32::try_from(dim).unwrap_or(0));
+    writer.append_key_value_metadata(KeyValue::new(arrow_schema::KEY.to_owned(), schema));
     if mixed {
         writer.append_key_value_metadata(KeyValue::new(MIXED_IDS.to_owned(), None));
     }

@@ -185,7 +185,7 @@ mod tests {
     #[test]
     fn numbers_are_those_of_the_library() {
         let mut next = noise();
-        let mut check = |text: &str| {
+        let check = |text: &str| {
             let expected = text.parse::<f64>().unwrap() as f32;
             assert_eq!(number(text).map(f32::to_bits), Some(expected.to_bits()), "{text}");
         };

@@ -1,5 +1,8 @@
 //! Writing feature files row by row.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::BTreeMap,
     fs::{self, File},
