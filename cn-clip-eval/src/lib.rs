@@ -4,7 +4,8 @@
 //! one side for each entry of the other, [`predictions`] writes the rankings, [`evaluation`] scores
 //! such a file against the annotations that [`annotation`] turns around for the other direction.
 //! [`recall`] does the same in memory. [`zeroshot`] classifies pictures with the prompts of
-//! [`templates`]. [`report`] shows a run on a page.
+//! [`templates`], [`linear_probe`] by a layer trained on their features. [`report`] shows a run on a
+//! page.
 
 pub mod annotation;
 pub mod evaluation;

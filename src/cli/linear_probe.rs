@@ -16,7 +16,7 @@ use cn_clip_data::{
 };
 use cn_clip_eval::{
     extract::image_features,
-    features::{FeatureSource, Features, Modality, open},
+    features::{Features, Modality, open},
     linear_probe::{FewShot, LabelledFeatures, Probe, Splits, Sweep, few_shot, probe, read_labels},
     zeroshot::ImageFolder,
 };

@@ -7,6 +7,7 @@ mod device;
 mod encoder;
 mod evaluation;
 mod extract_features;
+mod extraction_progress;
 mod interrupt;
 mod linear_probe;
 mod make_topk_predictions;
