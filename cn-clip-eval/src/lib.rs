@@ -11,6 +11,8 @@ pub mod evaluation;
 pub mod extract;
 pub mod features;
 pub mod knn;
+pub mod linear_probe;
+mod matrix;
 pub mod predictions;
 pub mod python_json;
 pub mod recall;
