@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use cn_clip_data::{DataError, atomic::check_not_input, image::ImageTransform};
 use cn_clip_eval::{
     extract::{
@@ -16,10 +16,11 @@ use cn_clip_eval::{
     },
     features::{FeatureError, FeatureFormat, Modality, Settings},
 };
-use cn_clip_model::{Clip, ClipConfig, precision::Precision};
+use cn_clip_model::ClipConfig;
 
 use super::{
     device::DeviceArg,
+    encoder::{PrecisionArg, context_length},
     extraction_progress::Progress,
     model::{self, TowerArgs},
     note,
@@ -73,32 +74,12 @@ pub struct ExtractFeaturesArgs {
     /// Leave out pictures that cannot be decoded, and list them in <output>.skipped.txt
     #[arg(long, alias = "skip_bad_images")]
     skip_bad_images: bool,
-    /// Numbers to compute with; amp means fp32 here, as in the Python program
-    #[arg(long, value_enum, default_value = "amp")]
+    #[command(flatten)]
     precision: PrecisionArg,
     #[command(flatten)]
     towers: TowerArgs,
     #[command(flatten)]
     device: DeviceArg,
-}
-
-/// Arithmetic of the extraction.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum PrecisionArg {
-    Amp,
-    Fp32,
-    Bf16,
-    Fp16,
-}
-
-impl PrecisionArg {
-    fn precision(self) -> Precision {
-        match self {
-            Self::Amp | Self::Fp32 => Precision::Fp32,
-            Self::Bf16 => Precision::Bf16,
-            Self::Fp16 => Precision::Fp16,
-        }
-    }
 }
 
 /// Extracts.
@@ -107,12 +88,7 @@ pub fn run(args: &ExtractFeaturesArgs) -> anyhow::Result<()> {
         bail!("nothing to do: add --extract-image-feats, --extract-text-feats or both");
     }
     let config = args.towers.config()?;
-    if args.context_length < 2 || args.context_length > config.text.max_positions {
-        let positions = config.text.max_positions;
-        bail!(
-            "--context-length must be between 2 and {positions}, the positions of the text tower"
-        );
-    }
+    context_length(args.context_length, &config)?;
     let texts = args.extract_text_feats.then(|| text_task(args)).transpose()?;
     let images = args.extract_image_feats.then(|| image_task(args)).transpose()?;
     if let (Some(texts), Some(images)) = (&texts, &images) {
@@ -124,19 +100,7 @@ pub fn run(args: &ExtractFeaturesArgs) -> anyhow::Result<()> {
         }
     }
     let device = args.device.open()?;
-    let precision = args.precision.precision();
-    if !precision.is_supported(&device) {
-        let supported: Vec<String> =
-            Precision::supported(&device).iter().map(ToString::to_string).collect();
-        bail!(
-            "--precision {precision}: the device has no such numbers; it has {}",
-            supported.join(", ")
-        );
-    }
-    let mut model = model::load(&config, &args.resume, &device)?;
-    if precision != Precision::Fp32 {
-        model = precision.copy(&model);
-    }
+    let model = args.precision.apply(model::load(&config, &args.resume, &device)?)?;
     if let Some(task) = texts {
         let input = input::texts(&task.from).context("--text-data")?;
         let size = args.text_batch_size as usize;
@@ -315,7 +279,7 @@ fn settings(args: &ExtractFeaturesArgs, task: &Task) -> anyhow::Result<Settings>
         ("--resume", weights),
         ("--vision-model", args.towers.vision_model.clone()),
         ("--text-model", args.towers.text_model.clone()),
-        ("--precision", args.precision.precision().to_string()),
+        ("--precision", args.precision.to_string()),
         ("input", task.from.display().to_string()),
     ];
     if task.modality == Modality::Text {

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cn_clip_data::{DataError, Id};
+use cn_clip_data::{DataError, Id, atomic::write_atomically};
 
 use super::{
     Encoded,
@@ -198,7 +198,7 @@ impl SkipList {
                     }
                 }
             }
-            Ok(_) => fs::remove_file(&part).map_err(FeatureError::write(&part))?,
+            Ok(_) => remove(&part).map_err(FeatureError::write(&part))?,
             Err(_) => {}
         }
         Ok(Self { target, part, file: None, count: 0, earlier, kept: Vec::new() })
@@ -215,10 +215,11 @@ impl SkipList {
     fn drop_others(&mut self) -> Result<(), FeatureError> {
         self.earlier.clear();
         let lines: String = self.kept.drain(..).map(|line| line + "\n").collect();
-        if !lines.is_empty() {
-            fs::write(&self.part, lines).map_err(FeatureError::write(&self.part))?;
-        }
-        Ok(())
+        let changed = match lines.is_empty() {
+            false => write_atomically(&self.part, lines.as_bytes()),
+            true => remove(&self.part),
+        };
+        changed.map_err(FeatureError::write(&self.part))
     }
 
     fn add(&mut self, skipped: &[(Id, String)]) -> Result<(), FeatureError> {
@@ -245,14 +246,18 @@ impl SkipList {
     /// Gives the list its name; an older one goes where nothing was left out.
     fn finish(self) -> Result<Option<PathBuf>, FeatureError> {
         if self.count == 0 {
-            return match fs::remove_file(&self.target) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    Err(FeatureError::write(&self.target)(error))
-                }
-                _ => Ok(None),
-            };
+            remove(&self.target).map_err(FeatureError::write(&self.target))?;
+            return Ok(None);
         }
         fs::rename(&self.part, &self.target).map_err(FeatureError::write(&self.target))?;
         Ok(Some(self.target))
+    }
+}
+
+/// Removes a file that may be there.
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
