@@ -92,6 +92,107 @@ fn top_k_and_batch_size_are_obeyed() {
 }
 
 #[test]
+fn recall_is_that_of_the_evaluation_in_one_go() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("recall.json");
+    let (images, texts) =
+        (fixture("valid_imgs.img_feat.jsonl"), fixture("valid_texts.txt_feat.jsonl"));
+    let score = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cn-clip"));
+        command.arg("recall").arg("--image-feats").arg(&images).arg("--text_feats").arg(&texts);
+        command.arg("--texts").arg(fixture("valid_texts.jsonl"));
+        command.arg("--output").arg(&output).args(more).output().unwrap()
+    };
+    let report =
+        || -> serde_json::Value { serde_json::from_slice(&fs::read(&output).unwrap()).unwrap() };
+    let plain = score(&[]);
+    let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let lines: Vec<_> = stdout(&plain).lines().map(words).collect();
+    assert_eq!(lines.len(), 3);
+    assert_eq!(lines[1], ["text", "to", "image", "94.50", "98.50", "99.00", "97.33", "1.0", "200"]);
+    assert_eq!(lines[2], ["image", "to", "text", "96.05", "97.37", "97.37", "96.93", "1.0", "76"]);
+    let figures = report();
+    for (direction, golden) in
+        [("text_to_image", "output_ir.json"), ("image_to_text", "output_tr.json")]
+    {
+        let golden: serde_json::Value =
+            serde_json::from_slice(&fs::read(fixture(golden)).unwrap()).unwrap();
+        for key in ["r1", "r5", "r10", "mean_recall"] {
+            assert_eq!(figures[direction][key], golden["scoreJson"][key], "{direction} {key}");
+        }
+        assert_eq!(figures[direction].get("intervals"), None);
+    }
+
+    // Blocks do not matter, nor does the order of the flags.
+    let ci = score(&["--ci", "90", "--seed=5", "--eval-batch-size=7"]);
+    let again = stdout(&score(&["--seed=5", "--ci=90%"])).to_owned();
+    assert_eq!(stdout(&ci), again);
+    assert_eq!(again.lines().count(), 5);
+    let figures = report();
+    assert_eq!(
+        figures["bootstrap"],
+        serde_json::json!({"level": 90.0, "samples": 1000, "seed": 5})
+    );
+    let r1 = &figures["text_to_image"];
+    let ends: Vec<f64> = serde_json::from_value(r1["intervals"]["r1"].clone()).unwrap();
+    assert!(ends[0] < 94.5 && ends[1] > 94.5 && ends[1] - ends[0] < 8.0, "{ends:?}");
+    let wide = score(&["--ci"]);
+    stdout(&wide);
+    assert_eq!(report()["bootstrap"]["level"], 95.0);
+    for bad in
+        [&["--ci=0"][..], &["--ci=100"], &["--ci=x"], &["--seed=1"], &["--ci", "--samples=0"]]
+    {
+        failure(&score(bad), 2);
+    }
+}
+
+#[test]
+fn recall_names_what_does_not_fit() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let feature =
+        |key: &str, id: i32, values: &str| format!("{{\"{key}\": {id}, \"feature\": {values}}}\n");
+    fs::write(path("i.jsonl"), feature("image_id", 1, "[1, 0]")).unwrap();
+    fs::write(path("t.jsonl"), feature("text_id", 1, "[1, 0]")).unwrap();
+    fs::write(path("a.jsonl"), "{\"text_id\": 1, \"image_ids\": [1]}\n").unwrap();
+    let score = |images: &str, texts: &str, annotations: &str| {
+        run([
+            &"recall",
+            &"--image-feats",
+            &path(images),
+            &"--text-feats",
+            &path(texts),
+            &"--texts",
+            &path(annotations),
+        ])
+    };
+    stdout(&score("i.jsonl", "t.jsonl", "a.jsonl"));
+    let image = |values: &str| feature("image_id", 1, values);
+    for (name, text, expected) in [
+        ("i", image("[1, 0, 0]"), "queries have 2 values and candidates 3"),
+        ("i", image("[1, NaN]"), "NaN"),
+        ("i", image("[1, Infinity]"), "infinite"),
+        ("i", image("[0, 0]"), "zero"),
+        ("i", image("[1, 0]").repeat(2), "id 1 has been seen before"),
+        ("i", feature("image_id", 2, "[1, 0]"), "image_id 1 of the annotations has no feature"),
+        ("i", String::new(), "no features"),
+        ("t", feature("text_id", 2, "[1, 0]"), "text_id 1 of the annotations has no feature"),
+        ("t", image("[1, 0]"), "text_id"),
+        ("a", String::new(), "nothing to score"),
+        ("a", "{\"text_id\": 1, \"image_ids\": []}\n".to_owned(), "nothing to score"),
+        ("a", "{\"text_id\": 1}\n".to_owned(), "bad_a.jsonl:1"),
+    ] {
+        let bad = format!("bad_{name}.jsonl");
+        fs::write(path(&bad), text).unwrap();
+        let file = |other: &str| if other == name { bad.clone() } else { format!("{other}.jsonl") };
+        let output = score(&file("i"), &file("t"), &file("a"));
+        assert!(failure(&output, 1).contains(expected), "{expected}: {output:?}");
+    }
+    let output = score("none.jsonl", "t.jsonl", "a.jsonl");
+    assert!(failure(&output, 1).contains("none.jsonl"));
+}
+
+#[test]
 fn bad_features_fail_and_keep_the_old_predictions() {
     let folder = tempfile::tempdir().unwrap();
     let (bad, predictions) = (folder.path().join("bad.jsonl"), folder.path().join("p.jsonl"));
@@ -127,6 +228,13 @@ fn bad_features_fail_and_keep_the_old_predictions() {
     assert!(failure(&output, 1).contains("none.jsonl"), "{output:?}");
     let output = predict(&bad, "0", &predictions);
     assert!(failure(&output, 2).contains("--top-k"), "{output:?}");
+    // More than there are is as many as there are.
+    let few =
+        predict(&fixture("valid_imgs.img_feat.jsonl"), "1000", &folder.path().join("all.jsonl"));
+    stdout(&few);
+    let all = fs::read_to_string(folder.path().join("all.jsonl")).unwrap();
+    let first: serde_json::Value = serde_json::from_str(all.lines().next().unwrap()).unwrap();
+    assert_eq!(first["image_ids"].as_array().unwrap().len(), 80);
     let output = predict(&bad, "10", &bad);
     assert!(failure(&output, 1).contains("would replace the input"), "{output:?}");
     assert_eq!(fs::read_to_string(&predictions).unwrap(), "old");

@@ -11,7 +11,7 @@ pub mod image;
 pub mod inspect;
 pub mod lmdb;
 pub mod loader;
-mod pread;
+pub mod pread;
 pub mod record;
 pub mod sampler;
 pub mod source;

@@ -6,8 +6,13 @@ use std::collections::BinaryHeap;
 use burn::tensor::Device;
 use rayon::prelude::*;
 
-use crate::features::Features;
-use crate::scores::{ScoreError, error_bounds, exact, for_each_tile};
+use crate::features::FeatureSource;
+use crate::scores::{Row, Scan, ScoreError};
+
+/// Candidates found, of all queries together, that are held at a time: 64 MiB.
+const HELD: usize = 1 << 22;
+/// Scores that are looked at together.
+const LOOK: usize = 64;
 
 /// A candidate found.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -46,72 +51,78 @@ impl Ord for WorstFirst {
 /// Ranks candidates for every query: result `[queries][at most k]`, best first.
 ///
 /// Equal scores keep the order of the candidates' rows. With fewer than `k` candidates the lists are
-/// shorter. The result does not depend on `block`, the number of candidates scored at a time, nor on
+/// shorter. The result does not depend on `block`, the number of candidates held at a time, nor on
 /// the device. Same ranking as the reference's `make_topk_predictions.py`, whose scores are single
 /// precision, but for swaps between scores that differ by less than that rounds off.
 ///
 /// # Errors
-/// [`ScoreError`] if the sizes of the features differ, `k` or `block` is 0, or the device fails.
+/// [`ScoreError`] if the sizes of the features differ, `k` or `block` is 0, features cannot be read,
+/// or the device fails.
 pub fn top_k(
-    queries: &Features,
-    candidates: &Features,
+    queries: &dyn FeatureSource,
+    candidates: &dyn FeatureSource,
     k: usize,
     block: usize,
     device: &Device,
 ) -> Result<Vec<Vec<Neighbour>>, ScoreError> {
+    let mut all = Vec::with_capacity(queries.rows());
+    for_each_top_k(queries, candidates, k, block, device, |_, found| {
+        all.extend(found);
+        Ok::<(), ScoreError>(())
+    })?;
+    Ok(all)
+}
+
+/// As [`top_k`], but hands `sink` the rankings of some queries at a time, in their order, with the
+/// row of the first: memory does not grow with the number of queries.
+///
+/// # Errors
+/// As [`top_k`], and those of `sink`.
+pub fn for_each_top_k<E: From<ScoreError>>(
+    queries: &dyn FeatureSource,
+    candidates: &dyn FeatureSource,
+    k: usize,
+    block: usize,
+    device: &Device,
+    mut sink: impl FnMut(usize, Vec<Vec<Neighbour>>) -> Result<(), E>,
+) -> Result<(), E> {
     if k == 0 {
-        return Err(ScoreError::ZeroK);
+        return Err(ScoreError::ZeroK.into());
     }
     let k = k.min(candidates.rows());
-    let bounds = error_bounds(queries, candidates);
-    let mut heaps: Vec<BinaryHeap<WorstFirst>> = Vec::new();
-    heaps.resize_with(queries.rows(), || BinaryHeap::with_capacity(k));
-
-    for_each_tile(queries, candidates, block, device, |tile| {
-        let width = tile.candidates.len();
-        heaps[tile.queries.clone()]
-            .par_iter_mut()
-            .zip(tile.queries.into_par_iter())
-            .zip(tile.scores.par_chunks(width))
-            .for_each(|((heap, query), scores)| {
-                let approximate = Approximate { scores, first: tile.candidates.start };
-                approximate.offer(heap, k, bounds[query], |index| {
-                    exact(queries.row(query), candidates.row(index))
-                });
-            });
-    })?;
-
     let sorted = |heap: BinaryHeap<WorstFirst>| {
         heap.into_sorted_vec().into_iter().map(|WorstFirst(neighbour)| neighbour).collect()
     };
-    Ok(heaps.into_par_iter().map(sorted).collect())
+    Scan { queries, candidates, block, device }.run(
+        HELD / k,
+        |_| BinaryHeap::with_capacity(k),
+        |heap, row| offer(heap, k, row),
+        |first, heaps| sink(first, heaps.into_par_iter().map(sorted).collect()),
+    )
 }
 
-/// One query's scores of consecutive candidates, each off by at most a known bound.
-struct Approximate<'a> {
-    scores: &'a [f32],
-    first: usize,
-}
-
-impl Approximate<'_> {
-    fn offer(
-        &self,
-        heap: &mut BinaryHeap<WorstFirst>,
-        k: usize,
-        bound: f64,
-        exact: impl Fn(usize) -> f64,
-    ) {
-        let floor = |heap: &BinaryHeap<WorstFirst>| match heap.peek() {
-            Some(worst) if heap.len() == k => ((worst.0.score - bound) as f32).next_down(),
-            _ => f32::NEG_INFINITY,
-        };
-        let mut below = floor(heap);
-        for (offset, &score) in self.scores.iter().enumerate() {
+/// Takes the scores of a row that are among the best `k` so far.
+fn offer(heap: &mut BinaryHeap<WorstFirst>, k: usize, row: &Row<'_>) {
+    // Nothing below it can be among the best; NaN, where single precision overflows, may be.
+    let floor = |heap: &BinaryHeap<WorstFirst>| match heap.peek() {
+        Some(worst) if heap.len() == k => ((worst.0.score - row.bound) as f32).next_down(),
+        _ => f32::NEG_INFINITY,
+    };
+    let mut below = floor(heap);
+    let mut offset = 0;
+    for part in row.scores.chunks(LOOK) {
+        // Without a branch, hence many at a time; hardly any part has something to find.
+        if part.iter().fold(true, |all, &score| all & (score < below)) {
+            offset += part.len();
+            continue;
+        }
+        for &score in part {
             if score < below {
+                offset += 1;
                 continue;
             }
-            let index = self.first + offset;
-            let found = Neighbour { index, score: exact(index) };
+            let found = Neighbour { index: row.first + offset, score: row.exact(offset) };
+            offset += 1;
             if heap.len() < k {
                 heap.push(WorstFirst(found));
             } else if let Some(mut worst) = heap.peek_mut()
@@ -131,7 +142,8 @@ mod tests {
     use std::path::{Path, PathBuf};
 
     use super::*;
-    use crate::features::Modality;
+    use crate::features::{Features, Modality};
+    use crate::scores::exact;
     use cn_clip_data::Id;
 
     fn fixture(name: &str) -> PathBuf {
@@ -207,6 +219,21 @@ mod tests {
                 let found = top_k(&all, &all, k, block, &Device::default()).unwrap();
                 assert_eq!(indices(&found), expected, "k {k} block {block}");
             }
+            // Thousands of queries come in parts.
+            let repeated = features(
+                &rows.iter().cycle().take(97 * 180).map(Vec::as_slice).collect::<Vec<_>>(),
+            );
+            let mut next = 0;
+            for_each_top_k(&repeated, &all, k, 97, &Device::default(), |first, found| {
+                assert_eq!(first, next);
+                for (query, list) in indices(&found).iter().enumerate() {
+                    assert_eq!(list, &expected[(first + query) % 97]);
+                }
+                next += found.len();
+                Ok::<(), ScoreError>(())
+            })
+            .unwrap();
+            assert_eq!(next, 97 * 180);
         }
     }
 

@@ -4,13 +4,16 @@
 //! one side for each entry of the other, [`predictions`] writes the rankings, [`evaluation`] scores
 //! such a file against the annotations that [`annotation`] turns around for the other direction.
 //! [`recall`] does the same in memory. [`zeroshot`] classifies pictures with the prompts of
-//! [`templates`]. [`report`] shows a run on a page.
+//! [`templates`], [`linear_probe`] by a layer trained on their features. [`report`] shows a run on a
+//! page.
 
 pub mod annotation;
 pub mod evaluation;
 pub mod extract;
 pub mod features;
 pub mod knn;
+pub mod linear_probe;
+mod matrix;
 pub mod predictions;
 pub mod python_json;
 pub mod recall;

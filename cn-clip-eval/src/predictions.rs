@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
-use crate::features::{Features, Modality};
+use crate::features::Modality;
 use crate::knn::Neighbour;
 use crate::python_json;
 use cn_clip_data::Id;
@@ -38,27 +38,53 @@ impl Direction {
     }
 }
 
-/// Writes rankings, one line per query in their order, as `make_topk_predictions.py` does.
+/// Writes rankings as they are found, one line per query in their order, as
+/// `make_topk_predictions.py` does.
 ///
-/// `ranked` is the result of [`crate::knn::top_k`] for these queries and candidates. The file appears
-/// whole or not at all.
-///
-/// # Errors
-/// When the folder of `path` is missing or the disk is full.
-pub fn write(
-    path: &Path,
+/// The file appears under its name only after [`PredictionWriter::finish`].
+#[derive(Debug)]
+pub struct PredictionWriter<'a> {
+    file: AtomicFile,
     direction: Direction,
-    queries: &Features,
-    candidates: &Features,
-    ranked: &[Vec<Neighbour>],
-) -> io::Result<()> {
-    let mut file = AtomicFile::create(path)?;
-    for (query, found) in queries.ids().iter().zip(ranked) {
-        let found = found.iter().map(|hit| &candidates.ids()[hit.index]).collect();
-        python_json::write(&mut file, &IdLists { direction, query, found })?;
-        file.write_all(b"\n")?;
+    queries: std::slice::Iter<'a, Id>,
+    candidates: &'a [Id],
+}
+
+impl<'a> PredictionWriter<'a> {
+    /// Starts a file at `path`, for the ids of all queries and candidates.
+    ///
+    /// # Errors
+    /// When the folder of `path` is missing or not writable.
+    pub fn create(
+        path: &Path,
+        direction: Direction,
+        queries: &'a [Id],
+        candidates: &'a [Id],
+    ) -> io::Result<Self> {
+        Ok(Self { file: AtomicFile::create(path)?, direction, queries: queries.iter(), candidates })
     }
-    file.finish()
+
+    /// Appends the rankings of the queries that come next, as [`crate::knn::top_k`] gives them.
+    ///
+    /// # Errors
+    /// When the disk is full.
+    pub fn append(&mut self, ranked: &[Vec<Neighbour>]) -> io::Result<()> {
+        for (found, query) in ranked.iter().zip(&mut self.queries) {
+            let found = found.iter().map(|hit| &self.candidates[hit.index]).collect();
+            let direction = self.direction;
+            python_json::write(&mut self.file, &IdLists { direction, query, found })?;
+            self.file.write_all(b"\n")?;
+        }
+        Ok(())
+    }
+
+    /// Puts the file in place.
+    ///
+    /// # Errors
+    /// When the disk is full.
+    pub fn finish(self) -> io::Result<()> {
+        self.file.finish()
+    }
 }
 
 /// A line that names, for one id of the asking side, ids of the other.
@@ -85,6 +111,7 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
+    use crate::features::Features;
     use crate::knn::top_k;
 
     fn fixture(name: &str) -> PathBuf {
@@ -107,16 +134,27 @@ mod tests {
             ("valid_tr_predictions.k5_bs7", to_text, &images, &texts, 5, 7),
         ] {
             let ranked = top_k(queries, candidates, k, block, &Device::default()).unwrap();
-            write(&path, direction, queries, candidates, &ranked).unwrap();
+            let mut writer =
+                PredictionWriter::create(&path, direction, queries.ids(), candidates.ids())
+                    .unwrap();
+            ranked.chunks(33).for_each(|part| writer.append(part).unwrap());
+            writer.finish().unwrap();
             let expected = fs::read(fixture(&format!("{name}.jsonl"))).unwrap();
             assert!(fs::read(&path).unwrap() == expected, "{name}");
         }
     }
 
     #[test]
-    fn missing_folder_is_an_error() {
-        let one = Features::new(vec![Id::Int(1)], 1, vec![1.0]).unwrap();
+    fn missing_folders_are_errors_and_unfinished_files_leave_nothing() {
+        let ids = [Id::Int(1)];
         let path = Path::new("/nonexistent/predictions.jsonl");
-        assert!(write(path, Direction::TextToImage, &one, &one, &[vec![]]).is_err());
+        assert!(PredictionWriter::create(path, Direction::TextToImage, &ids, &ids).is_err());
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("predictions.jsonl");
+        let mut writer =
+            PredictionWriter::create(&path, Direction::TextToImage, &ids, &ids).unwrap();
+        writer.append(&[vec![Neighbour { index: 0, score: 1.0 }]]).unwrap();
+        drop(writer);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 }

@@ -3,8 +3,13 @@
 //! The texts are the reference's (`cvinw_zeroshot_templates.py`), as data in
 //! `assets/templates.json`: set name to templates with `{}` for the label.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
 use std::sync::LazyLock;
+
+use crate::zeroshot::ZeroShotError;
 
 /// Place of the label in a template.
 const LABEL: &str = "{}";
@@ -15,17 +20,18 @@ static SETS: LazyLock<BTreeMap<String, Vec<String>>> = LazyLock::new(|| {
 });
 
 /// A named list of templates.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TemplateSet {
-    name: &'static str,
-    templates: &'static [String],
+    name: Cow<'static, str>,
+    templates: Cow<'static, [String]>,
 }
 
 impl TemplateSet {
     /// The set of a name: `openai`, `aircraft`, `food`, …; `None` if there is none.
     pub fn named(name: &str) -> Option<Self> {
         let (key, templates) = SETS.get_key_value(&format!("{name}_templates"))?;
-        Some(Self { name: key.strip_suffix("_templates")?, templates })
+        let name = key.strip_suffix("_templates")?;
+        Some(Self { name: name.into(), templates: templates.as_slice().into() })
     }
 
     /// The set that the reference uses for a data set, chosen by the exact name; `openai` where it
@@ -39,7 +45,27 @@ impl TemplateSet {
             "country211" => "country211",
             _ => "openai",
         };
-        Self::named(name).unwrap_or(Self { name, templates: &[] })
+        Self::named(name).unwrap_or(Self { name: name.into(), templates: Vec::new().into() })
+    }
+
+    /// Templates of one's own: a file with one on each line, `{}` in the place of the label.
+    ///
+    /// # Errors
+    /// [`ZeroShotError::Read`], and [`ZeroShotError::Template`] with the line that is not UTF-8 or
+    /// has no place or several.
+    pub fn read(path: &Path) -> Result<Self, ZeroShotError> {
+        let bytes = fs::read(path)
+            .map_err(|source| ZeroShotError::Read { path: path.to_owned(), source })?;
+        let text = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&bytes);
+        let text = text.strip_suffix(b"\n").unwrap_or(text);
+        let template = |(index, line): (usize, &[u8])| match str::from_utf8(line).map(str::trim) {
+            Ok(template) if template.matches(LABEL).count() == 1 => Ok(template.to_owned()),
+            _ => Err(ZeroShotError::Template { path: path.to_owned(), line: index + 1 }),
+        };
+        let templates: Result<Vec<String>, _> =
+            text.split(|&byte| byte == b'\n').enumerate().map(template).collect();
+        let name = path.file_stem().map_or(String::new(), |stem| stem.display().to_string());
+        Ok(Self { name: name.into(), templates: templates?.into() })
     }
 
     /// All names, sorted.
@@ -48,8 +74,13 @@ impl TemplateSet {
     }
 
     /// Name of this set.
-    pub fn name(&self) -> &'static str {
-        self.name
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The templates.
+    pub fn templates(&self) -> &[String] {
+        &self.templates
     }
 
     /// Number of templates.
@@ -125,5 +156,35 @@ mod tests {
         let prompts: Vec<_> = set.prompts("{}猫").collect();
         assert_eq!(prompts, ["照片里{}猫", "图片里{}猫", "{}猫"]);
         assert_eq!((set.name(), set.is_empty()), ("kitti", false));
+    }
+
+    #[test]
+    fn templates_of_a_file_are_its_lines() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mine.txt");
+        let read = |bytes: &[u8]| {
+            fs::write(&path, bytes).unwrap();
+            TemplateSet::read(&path)
+        };
+        let set = read("\u{feff}一张{}的照片\r\n {}\n".as_bytes()).unwrap();
+        assert_eq!(
+            (set.name(), set.templates()),
+            ("mine", &["一张{}的照片".to_owned(), "{}".to_owned()][..])
+        );
+        for (bytes, bad) in [
+            (&b""[..], 1),
+            (b"{}\n\n{}", 2),
+            (b"{}\nno place", 2),
+            (b"{} {}", 1),
+            (b"{}\n{}\n\xff{}", 3),
+        ] {
+            let error = read(bytes).unwrap_err();
+            assert!(
+                matches!(error, ZeroShotError::Template { line, .. } if line == bad),
+                "{error}"
+            );
+        }
+        let missing = TemplateSet::read(&folder.path().join("none"));
+        assert!(matches!(missing, Err(ZeroShotError::Read { .. })));
     }
 }

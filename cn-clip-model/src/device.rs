@@ -138,6 +138,13 @@ fn ndarray() -> Device {
     Device::ndarray()
 }
 
+/// Whether tensors of an open device live in ordinary memory.
+pub fn is_host(device: &Device) -> bool {
+    let kinds = [DeviceKind::Cpu, DeviceKind::NdArray].into_iter();
+    let mut hosts = kinds.filter_map(|kind| DeviceSpec { kind, index: None }.backend().ok());
+    hosts.any(|host| host == *device)
+}
+
 /// Device kinds of this build.
 pub fn compiled() -> Vec<&'static str> {
     [
@@ -203,6 +210,12 @@ mod tests {
             let error = text.parse::<DeviceSpec>().unwrap_err().to_string();
             assert!(error.contains(hint), "{error}");
         }
+    }
+
+    #[test]
+    fn the_processor_is_the_host_with_and_without_autodiff() {
+        let device = DeviceSpec::CPU.open().unwrap();
+        assert!(is_host(&device) && is_host(&device.autodiff()));
     }
 
     #[test]

@@ -4,17 +4,22 @@ mod build_lmdb_dataset;
 mod check;
 mod demo;
 mod device;
+mod encoder;
 mod evaluation;
 mod extract_features;
+mod extraction_progress;
 mod interrupt;
+mod linear_probe;
 mod make_topk_predictions;
 mod model;
 mod preprocess;
+mod recall;
 mod shard;
 mod similarity;
 mod tokenize;
 mod train;
 mod transform_ir_annotation;
+mod zeroshot_evaluation;
 
 use std::io::{self, Write};
 
@@ -56,6 +61,12 @@ pub enum Command {
     Evaluation(evaluation::EvaluationArgs),
     /// Score picture-to-text predictions
     EvaluationTr(evaluation::EvaluationArgs),
+    /// Score features in both directions at once
+    Recall(recall::RecallArgs),
+    /// Classify pictures by the names of their classes
+    ZeroshotEvaluation(zeroshot_evaluation::ZeroshotEvaluationArgs),
+    /// Classify by a linear layer on frozen features
+    LinearProbe(linear_probe::LinearProbeArgs),
     /// Print how well texts fit pictures
     Similarity(similarity::SimilarityArgs),
     /// Turn texts into token ids
@@ -79,6 +90,9 @@ pub fn run(command: &Command) -> anyhow::Result<()> {
         Command::TransformIrAnnotationToTr(args) => transform_ir_annotation::run(args),
         Command::Evaluation(args) => evaluation::run(args),
         Command::EvaluationTr(args) => evaluation::run_tr(args),
+        Command::Recall(args) => recall::run(args),
+        Command::ZeroshotEvaluation(args) => zeroshot_evaluation::run(args),
+        Command::LinearProbe(args) => linear_probe::run(args),
         Command::Similarity(args) => similarity::run(args),
         Command::Tokenize(args) => tokenize::run(args),
         Command::Preprocess(args) => preprocess::run(args),

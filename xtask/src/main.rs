@@ -3,6 +3,7 @@
 #[path = "../../src/allocator.rs"]
 mod allocator;
 mod bench;
+mod bench_search;
 mod peers;
 
 use clap::{Parser, Subcommand};
@@ -20,6 +21,8 @@ enum Verb {
     Bench(bench::BenchArgs),
     /// The training step beside PyTorch's; build it with --release
     BenchPeers(peers::PeersArgs),
+    /// Exact search beside FAISS; build it with --release
+    BenchSearch(bench_search::SearchArgs),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -27,5 +30,6 @@ fn main() -> anyhow::Result<()> {
     match Cli::parse().verb {
         Verb::Bench(args) => bench::run(&args),
         Verb::BenchPeers(args) => peers::run(&args),
+        Verb::BenchSearch(args) => bench_search::run(&args),
     }
 }

@@ -59,7 +59,7 @@ pub fn run(args: &PeersArgs) -> anyhow::Result<()> {
     }
     let python = match &args.python {
         Some(python) => python.clone(),
-        None => environment(Path::new("target/peers"))?,
+        None => environment(Path::new("target/peers"), &PACKAGES)?,
     };
     let threads = thread::available_parallelism()?.get();
     println!("training step, ViT-B-16 + RoBERTa-base, batch {}, {threads} threads", args.batch);
@@ -100,13 +100,13 @@ pub fn run(args: &PeersArgs) -> anyhow::Result<()> {
     fs::write(&args.output, text).with_context(|| args.output.display().to_string())
 }
 
-/// A virtual environment with the peer.
-fn environment(directory: &Path) -> anyhow::Result<PathBuf> {
+/// A virtual environment with a peer.
+pub fn environment(directory: &Path, packages: &[&str]) -> anyhow::Result<PathBuf> {
     let venv = directory.join("venv");
     let python = venv.join("bin/python");
     if !python.is_file() {
         check(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
-        check(Command::new(&python).args(["-m", "pip", "install", "--quiet"]).args(PACKAGES))?;
+        check(Command::new(&python).args(["-m", "pip", "install", "--quiet"]).args(packages))?;
     }
     Ok(python)
 }
@@ -119,7 +119,8 @@ fn check(command: &mut Command) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn measure(mut command: Command) -> anyhow::Result<Measured> {
+/// Runs a program and reads what it has measured.
+pub fn measure(mut command: Command) -> anyhow::Result<Measured> {
     command.stderr(Stdio::inherit());
     let output = command.output().with_context(|| format!("starting {command:?}"))?;
     if !output.status.success() {
@@ -129,7 +130,7 @@ fn measure(mut command: Command) -> anyhow::Result<Measured> {
 }
 
 /// All seconds, and the highest peak.
-fn join(parts: Vec<Measured>) -> Measured {
+pub fn join(parts: Vec<Measured>) -> Measured {
     let peak_mib = parts.iter().map(|part| part.peak_mib).fold(0.0, f64::max);
     Measured { seconds: parts.into_iter().flat_map(|part| part.seconds).collect(), peak_mib }
 }

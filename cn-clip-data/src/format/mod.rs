@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Read},
     path::{Path, PathBuf},
 };
 
@@ -24,7 +24,7 @@ pub struct TextRecord {
 /// Lines of a text file one at a time, however long the file, with their numbers.
 pub struct Lines {
     path: PathBuf,
-    reader: BufReader<File>,
+    reader: Box<dyn BufRead + Send>,
     number: u64,
     bytes: u64,
 }
@@ -33,8 +33,13 @@ impl Lines {
     /// Opens a file.
     pub fn open(path: &Path) -> Result<Self, DataError> {
         let file = File::open(path).map_err(DataError::io(path))?;
-        let reader = BufReader::with_capacity(1 << 20, file);
-        Ok(Self { path: path.to_path_buf(), reader, number: 0, bytes: 0 })
+        Ok(Self::new(path, file))
+    }
+
+    /// Lines of anything that can be read; `name` stands for it in errors.
+    pub fn new(name: impl Into<PathBuf>, reader: impl Read + Send + 'static) -> Self {
+        let reader = Box::new(BufReader::with_capacity(1 << 20, reader));
+        Self { path: name.into(), reader, number: 0, bytes: 0 }
     }
 
     /// Bytes read so far.

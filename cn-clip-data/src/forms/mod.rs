@@ -10,6 +10,7 @@
 //!
 //! [`open`] tells them apart.
 
+mod checked;
 mod columns;
 mod concat;
 mod open;
@@ -27,6 +28,7 @@ mod write;
 use std::sync::Arc;
 
 pub use self::{
+    checked::{CheckedFile, catch_panic},
     concat::Concat,
     open::open,
     parquet::open_parquet,

@@ -2,15 +2,13 @@
 
 use std::{
     fs::File,
-    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use bytes::Bytes;
 use parquet::{
-    errors::{ParquetError, Result as ParquetResult},
-    file::reader::{ChunkReader, FileReader, Length, SerializedFileReader},
+    errors::ParquetError,
+    file::reader::{FileReader, SerializedFileReader},
     record::{Field, Row},
     schema::types::Type,
 };
@@ -18,6 +16,7 @@ use rayon::prelude::*;
 
 use super::{
     SampleStream,
+    checked::{CheckedFile, catch_panic},
     columns::{
         BYTES_COLUMNS, ID_COLUMNS, PATH_COLUMNS, TEXT_COLUMNS, TEXT_ID_COLUMN, find, listed,
         read_picture,
@@ -278,10 +277,10 @@ fn picture_of(field: Field, is_path: bool) -> Result<Picture, &'static str> {
     }
 }
 
-fn reader(path: &Path) -> Result<SerializedFileReader<Checked>, DataError> {
+fn reader(path: &Path) -> Result<SerializedFileReader<CheckedFile>, DataError> {
     let file = File::open(path).map_err(DataError::io(path))?;
     let failed = |error| DataError::file(path, describe(error));
-    SerializedFileReader::new(Checked(file)).map_err(failed)
+    SerializedFileReader::new(CheckedFile(file)).map_err(failed)
 }
 
 fn describe(error: ParquetError) -> String {
@@ -290,30 +289,6 @@ fn describe(error: ParquetError) -> String {
 
 /// Runs a reader of parquet, which panics on some damaged files.
 fn guarded<T>(path: &Path, read: impl FnOnce() -> Result<T, DataError>) -> Result<T, DataError> {
-    catch_unwind(AssertUnwindSafe(read))
-        .unwrap_or_else(|_| Err(DataError::file(path, "is damaged: make the file again")))
-}
-
-/// A file that refuses reads beyond its end before memory is reserved for them.
-struct Checked(File);
-
-impl Length for Checked {
-    fn len(&self) -> u64 {
-        self.0.len()
-    }
-}
-
-impl ChunkReader for Checked {
-    type T = <File as ChunkReader>::T;
-
-    fn get_read(&self, start: u64) -> ParquetResult<Self::T> {
-        self.0.get_read(start)
-    }
-
-    fn get_bytes(&self, start: u64, length: usize) -> ParquetResult<Bytes> {
-        match start.checked_add(length as u64) {
-            Some(end) if end <= self.len() => self.0.get_bytes(start, length),
-            _ => Err(ParquetError::EOF("a column goes beyond the end of the file".to_string())),
-        }
-    }
+    catch_panic(read)
+        .unwrap_or_else(|| Err(DataError::file(path, "is damaged: make the file again")))
 }

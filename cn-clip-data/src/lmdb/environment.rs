@@ -116,38 +116,11 @@ impl Environment {
         })
     }
 
-    /// Every key, in byte order.
-    pub fn keys(&self) -> Result<Vec<String>, DataError> {
-        let mut keys = Vec::new();
-        if self.root == EMPTY {
-            return Ok(keys);
-        }
-        // Pages on the way down, with the node that comes next. A sound tree has each page once.
-        let mut path = vec![(self.tree_page(self.root)?, 0)];
-        let mut left = self.length / self.page as u64;
-        while let Some((page, next)) = path.last_mut() {
-            let index = *next;
-            *next += 1;
-            if index >= page.count() {
-                path.pop();
-                continue;
-            }
-            match page.kind() {
-                Kind::Leaf => {
-                    let key = page.key(index).map_err(|Damaged| self.damaged())?;
-                    keys.push(String::from_utf8_lossy(key).into_owned());
-                }
-                Kind::Branch => {
-                    let child = page.child(index).map_err(|Damaged| self.damaged())?;
-                    left = left.checked_sub(1).ok_or_else(|| self.damaged())?;
-                    if path.len() >= MAX_DEPTH {
-                        return Err(self.damaged());
-                    }
-                    path.push((self.tree_page(child)?, 0));
-                }
-            }
-        }
-        Ok(keys)
+    /// Every key, in byte order, read as they are asked for. An error is the last.
+    pub fn keys(&self) -> Keys {
+        let root = (self.root != EMPTY).then_some(self.root);
+        let left = self.length / self.page as u64;
+        Keys { environment: self.clone(), root, path: Vec::new(), left }
     }
 
     fn tree_page(&self, number: PageNumber) -> Result<Page, DataError> {
@@ -175,6 +148,59 @@ impl Environment {
 
     fn damaged(&self) -> DataError {
         DataError::lmdb(self.path.join("data.mdb"), "is damaged: build it again")
+    }
+}
+
+/// Keys of a database.
+pub(super) struct Keys {
+    environment: Environment,
+    /// The root, until it is read.
+    root: Option<PageNumber>,
+    /// Pages on the way down, with the node that comes next.
+    path: Vec<(Page, usize)>,
+    /// Pages that may still be visited: a sound tree has each page once.
+    left: u64,
+}
+
+impl Keys {
+    fn advance(&mut self) -> Result<Option<String>, DataError> {
+        if let Some(root) = self.root.take() {
+            self.path.push((self.environment.tree_page(root)?, 0));
+        }
+        while let Some((page, next)) = self.path.last_mut() {
+            let damaged = |Damaged| self.environment.damaged();
+            let index = *next;
+            *next += 1;
+            if index >= page.count() {
+                self.path.pop();
+                continue;
+            }
+            match page.kind() {
+                Kind::Leaf => {
+                    let key = page.key(index).map_err(damaged)?;
+                    return Ok(Some(String::from_utf8_lossy(key).into_owned()));
+                }
+                Kind::Branch => {
+                    let child = page.child(index).map_err(damaged)?;
+                    let left = self.left.checked_sub(1).filter(|_| self.path.len() < MAX_DEPTH);
+                    self.left = left.ok_or_else(|| self.environment.damaged())?;
+                    self.path.push((self.environment.tree_page(child)?, 0));
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl Iterator for Keys {
+    type Item = Result<String, DataError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let key = self.advance().transpose();
+        if matches!(key, Some(Err(_))) {
+            self.path.clear();
+        }
+        key
     }
 }
 
@@ -214,7 +240,7 @@ mod tests {
         }
         txn.commit().unwrap();
         let ours = Environment::open(directory.path()).unwrap();
-        assert!(ours.keys().unwrap().iter().eq(expected.keys()));
+        assert!(ours.keys().map(Result::unwrap).eq(expected.keys().cloned()));
         for (key, value) in &expected {
             assert!(ours.get(key, |bytes| bytes == value).unwrap().unwrap(), "{key}");
         }
@@ -233,7 +259,7 @@ mod tests {
         env.create_database::<Bytes, Bytes>(&mut txn, None).unwrap();
         txn.commit().unwrap();
         let ours = Environment::open(directory.path()).unwrap();
-        assert!(ours.keys().unwrap().is_empty());
+        assert!(ours.keys().next().is_none());
         assert!(ours.get("a", |_| ()).unwrap().is_none());
     }
 
@@ -241,8 +267,8 @@ mod tests {
     fn read_all(directory: &Path) -> Result<usize, DataError> {
         let environment = Environment::open(directory)?;
         let mut bytes = 0;
-        for key in environment.keys()? {
-            bytes += environment.get(&key, <[u8]>::len)?.unwrap_or(0);
+        for key in environment.keys() {
+            bytes += environment.get(&key?, <[u8]>::len)?.unwrap_or(0);
         }
         Ok(bytes)
     }
@@ -294,7 +320,8 @@ mod tests {
         bytes[at + 100..at + 108].copy_from_slice(&[root as u8, 0, 0, 0, 0, 0, 0, 0]);
         fs::write(directory.path().join("data.mdb"), &bytes).unwrap();
         let environment = Environment::open(directory.path()).unwrap();
-        assert!(environment.keys().unwrap_err().to_string().contains("is damaged"));
+        let error = environment.keys().find_map(Result::err).unwrap();
+        assert!(error.to_string().contains("is damaged"));
         assert!(environment.get("1", |_| ()).unwrap_err().to_string().contains("is damaged"));
     }
 }

@@ -38,8 +38,14 @@ impl LmdbImages {
     /// Ids of the pictures in the order of the database, which is that of their bytes (`10` comes
     /// before `2`).
     pub fn ids(&self) -> Result<Vec<Id>, DataError> {
-        let keys = self.environment.keys()?;
-        Ok(keys.iter().filter(|key| *key != NUM_IMAGES).map(|key| Id::from(key.as_str())).collect())
+        self.iter_ids().collect()
+    }
+
+    /// As [`ids`](Self::ids), read as they are asked for.
+    pub fn iter_ids(&self) -> impl Iterator<Item = Result<Id, DataError>> + Send + use<> {
+        let keys = self.environment.keys();
+        let keys = keys.filter(|key| !key.as_ref().is_ok_and(|key| key == NUM_IMAGES));
+        keys.map(|key| key.map(|key| Id::from(key.as_str())))
     }
 
     /// The bytes of a picture file.

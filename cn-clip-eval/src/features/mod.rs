@@ -1,17 +1,44 @@
-//! Embeddings in memory and in the reference's JSON lines:
-//! `{"image_id": 1, "feature": [0.1, …]}` and `{"text_id": 1, "feature": […]}`.
+//! Embeddings of pictures and texts, in memory and in files.
+//!
+//! | Form | Ids | Reading |
+//! |---|---|---|
+//! | `.jsonl`: `{"image_id": 1, "feature": [0.1, …]}`, as the reference writes it | in the line | into memory |
+//! | `.npy`: `[rows, dim]` | one JSON number or string per line in `X.ids.jsonl` beside `X.npy` | in blocks |
+//! | `.safetensors`: tensor `features` `[rows, dim]` | tensor `ids`: int64, or the bytes of such lines | in blocks |
+//! | `.parquet`: column `feature`, a list of floats | column `image_id` or `text_id` | into memory |
+//!
+//! [`open`] gives any of them as a [`FeatureSource`], [`Features::read`] in memory;
+//! [`FeatureWriter`] writes them.
 
-mod read;
-mod write;
+mod arrow_schema;
+mod block_file;
+mod checks;
+#[cfg(test)]
+mod damaged;
+mod error;
+mod format;
+mod ids;
+mod jsonl;
+mod npy;
+mod parquet;
+mod part;
+mod quick;
+mod safetensors;
+mod source;
+mod writer;
 
-use std::fmt;
-use std::io;
-use std::path::PathBuf;
-
-use thiserror::Error;
+use std::{fmt, path::Path};
 
 use cn_clip_data::Id;
-pub use write::FeatureWriter;
+use rayon::prelude::*;
+
+use self::checks::{check_distinct, check_values};
+pub use self::{
+    error::{FeatureError, RowProblem},
+    format::FeatureFormat,
+    source::{FeatureSource, open},
+    writer::{FeatureWriter, Settings},
+};
 
 /// What a feature or an id stands for; decides the names of keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,22 +86,34 @@ pub struct Features {
 }
 
 impl Features {
+    /// Reads a feature file of any form (see [`open`]).
+    ///
+    /// # Errors
+    /// [`FeatureError`], naming the file and where possible the line or row.
+    pub fn read(path: &Path, modality: Modality) -> Result<Self, FeatureError> {
+        match FeatureFormat::of_file(path)? {
+            FeatureFormat::Jsonl => jsonl::read(path, modality),
+            FeatureFormat::Npy => npy::open(path)?.into_features(),
+            FeatureFormat::Safetensors => safetensors::open(path)?.into_features(),
+            FeatureFormat::Parquet => parquet::read(path, modality),
+        }
+    }
+
     /// Checks and takes `data`, `[ids.len(), dim]` row by row.
     ///
     /// # Errors
     /// [`FeatureError::Shape`] if the sizes do not fit, [`FeatureError::Row`] for the first bad row.
     pub fn new(ids: Vec<Id>, dim: usize, data: Vec<f32>) -> Result<Self, FeatureError> {
-        if ids.is_empty() || dim == 0 || data.len() != ids.len() * dim {
+        if ids.is_empty() || dim == 0 || ids.len().checked_mul(dim) != Some(data.len()) {
             return Err(FeatureError::Shape { rows: ids.len(), dim, values: data.len() });
         }
-        let mut checks = RowChecks::default();
-        for (row, (id, values)) in ids.iter().zip(data.chunks_exact(dim)).enumerate() {
-            checks.check(row, id, values).map_err(|problem| FeatureError::Row {
-                row,
-                id: id.clone(),
-                problem,
-            })?;
-        }
+        let bad = data.par_chunks_exact(dim).enumerate().find_map_first(|(row, values)| {
+            check_values(values, dim).err().map(|problem| (row, problem))
+        });
+        bad.map_or(Ok(()), Err).and_then(|()| check_distinct(&ids)).map_err(|(row, problem)| {
+            let id = ids[row].clone();
+            FeatureError::Row { row, id, problem }
+        })?;
         Ok(Self { ids, dim, data })
     }
 
@@ -104,131 +143,6 @@ impl Features {
     /// If `index` is not below [`Features::rows`].
     pub fn row(&self, index: usize) -> &[f32] {
         &self.data[index * self.dim..(index + 1) * self.dim]
-    }
-}
-
-/// Why a feature file, or features in memory, cannot be used.
-#[derive(Debug, Error)]
-pub enum FeatureError {
-    /// The file cannot be opened or read.
-    #[error("cannot read features from {path}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The system's reason.
-        source: io::Error,
-    },
-    /// The file cannot be written; nothing is left under its name.
-    #[error("cannot write features to {path}")]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// The system's reason.
-        source: io::Error,
-    },
-    /// A line of a file is bad.
-    #[error("{path}:{line}: {problem}")]
-    Line {
-        /// The file.
-        path: PathBuf,
-        /// The line, from 1.
-        line: usize,
-        /// What is wrong with it.
-        problem: RowProblem,
-    },
-    /// The file has no line at all.
-    #[error("{path}: no features in this file; did the extraction finish?")]
-    Empty {
-        /// The file.
-        path: PathBuf,
-    },
-    /// A row in memory is bad.
-    #[error("row {row} (id {id}): {problem}")]
-    Row {
-        /// The row, from 0.
-        row: usize,
-        /// Its id.
-        id: Id,
-        /// What is wrong with it.
-        problem: RowProblem,
-    },
-    /// The numbers of ids and values do not fit together, or there are none.
-    #[error("{values} values are not {rows} rows of {dim}, or there is nothing")]
-    Shape {
-        /// Number of ids.
-        rows: usize,
-        /// Values of a row.
-        dim: usize,
-        /// Values in all.
-        values: usize,
-    },
-}
-
-/// What is wrong with one feature.
-#[derive(Debug, PartialEq, Error)]
-pub enum RowProblem {
-    /// Not a JSON object of the right form.
-    #[error("malformed JSON: {0}")]
-    Json(String),
-    /// The id or the feature is not there.
-    #[error("no \"{0}\"; is this a file of the other modality, or no feature file?")]
-    MissingKey(&'static str),
-    /// The feature has no value.
-    #[error("the feature is empty")]
-    EmptyFeature,
-    /// Another size than the rows before.
-    #[error("the feature has {found} values, those before have {expected}")]
-    Dimension {
-        /// Values of this row.
-        found: usize,
-        /// Values of the first row.
-        expected: usize,
-    },
-    /// NaN or infinity (also: too large for single precision).
-    #[error("value {position} of the feature is NaN or infinite; extract the features again")]
-    NotFinite {
-        /// Position in the row, from 0.
-        position: usize,
-    },
-    /// A vector of zeros has no direction.
-    #[error("all values of the feature are zero")]
-    Zero,
-    /// The id has been there before.
-    #[error("id {id} has been seen before, as entry {}", .first + 1)]
-    Duplicate {
-        /// The id.
-        id: Id,
-        /// Where it was first, from 0.
-        first: usize,
-    },
-}
-
-/// The checks that rows share, whether they come from a file, memory or a model.
-#[derive(Default)]
-struct RowChecks {
-    dim: Option<usize>,
-    seen: std::collections::HashMap<Id, usize>,
-}
-
-impl RowChecks {
-    fn check(&mut self, row: usize, id: &Id, values: &[f32]) -> Result<(), RowProblem> {
-        let expected = *self.dim.get_or_insert(values.len());
-        if values.is_empty() {
-            return Err(RowProblem::EmptyFeature);
-        }
-        if values.len() != expected {
-            return Err(RowProblem::Dimension { found: values.len(), expected });
-        }
-        if let Some(position) = values.iter().position(|value| !value.is_finite()) {
-            return Err(RowProblem::NotFinite { position });
-        }
-        if values.iter().all(|&value| value == 0.0) {
-            return Err(RowProblem::Zero);
-        }
-        match self.seen.insert(id.clone(), row) {
-            Some(first) => Err(RowProblem::Duplicate { id: id.clone(), first }),
-            None => Ok(()),
-        }
     }
 }
 

@@ -11,6 +11,13 @@ pub struct ClassAccuracy {
     pub correct: usize,
 }
 
+impl ClassAccuracy {
+    /// Share classified right, 0 to 1; `None` without pictures.
+    pub fn share(&self) -> Option<f64> {
+        (self.images > 0).then(|| self.correct as f64 / self.images as f64)
+    }
+}
+
 /// How often the true class is found.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Accuracy {
@@ -67,6 +74,13 @@ impl Accuracy {
         let share = |count: usize| count as f64 / targets.len() as f64;
         Ok(Self { top1: share(correct), top5: share(in_five), per_class })
     }
+
+    /// Mean over the classes that have pictures of their shares ranked first: the usual figure where
+    /// classes are of different sizes.
+    pub fn mean_per_class(&self) -> f64 {
+        let shares: Vec<f64> = self.per_class.iter().filter_map(ClassAccuracy::share).collect();
+        shares.iter().sum::<f64>() / shares.len() as f64
+    }
 }
 
 #[cfg(test)]
@@ -83,6 +97,8 @@ mod tests {
         assert_eq!(accuracy.per_class[1], ClassAccuracy { images: 2, correct: 2 });
         assert_eq!(accuracy.per_class[3], ClassAccuracy { images: 1, correct: 0 });
         assert_eq!(accuracy.per_class[6], ClassAccuracy { images: 0, correct: 0 });
+        // One of six classes with pictures is always right.
+        assert_eq!(accuracy.mean_per_class(), 1.0 / 6.0);
     }
 
     #[test]

@@ -19,8 +19,6 @@ impl Classifier {
     /// From the prompt features of each class, `[prompts, dim]` each, normalised or not: every
     /// prompt is normalised, then their mean.
     ///
-    /// Works class by class, so `prompts` may compute them lazily.
-    ///
     /// # Errors
     /// [`ZeroShotError::NotFinite`] names a class whose vector is NaN (features NaN or zero, or no
     /// prompts), [`ZeroShotError::Shape`] if there is no class or sizes differ.
@@ -28,27 +26,33 @@ impl Classifier {
         prompts: impl IntoIterator<Item = Tensor<2>>,
         device: &Device,
     ) -> Result<Self, ZeroShotError> {
-        let mut dim = None;
-        let mut rows = Vec::new();
-        for (class, features) in prompts.into_iter().enumerate() {
-            let [_, width] = features.dims();
-            let expected = *dim.get_or_insert(width);
-            if width != expected {
-                let what = format!("prompts of class {class} have {width} values, not {expected}");
+        let vectors: Result<Vec<_>, _> = prompts.into_iter().map(class_vector).collect();
+        let vectors = vectors?;
+        Self::from_vectors(&vectors.iter().map(Vec::as_slice).collect::<Vec<_>>(), device)
+    }
+
+    /// From the unit vectors of classes, as [`Classifier::weights`] holds them in its columns.
+    ///
+    /// # Errors
+    /// As [`Classifier::from_prompts`].
+    pub fn from_vectors(vectors: &[&[f32]], device: &Device) -> Result<Self, ZeroShotError> {
+        let dim = vectors.first().map_or(0, |vector| vector.len());
+        if dim == 0 {
+            let what = "a classifier needs at least one class".to_owned();
+            return Err(ZeroShotError::Shape { what });
+        }
+        for (class, vector) in vectors.iter().enumerate() {
+            if vector.len() != dim {
+                let width = vector.len();
+                let what = format!("prompts of class {class} have {width} values, not {dim}");
                 return Err(ZeroShotError::Shape { what });
             }
-            let mean = unit_rows(features.cast(DType::F32)).mean_dim(0);
-            let vector = to_vec(unit_rows(mean))?;
             if !vector.iter().all(|value| value.is_finite()) {
                 let what = format!("the vector of class {class}");
                 return Err(ZeroShotError::NotFinite { what });
             }
-            rows.extend(vector);
         }
-        let dim = dim.filter(|&dim| dim > 0).ok_or_else(|| ZeroShotError::Shape {
-            what: "a classifier needs at least one class".to_owned(),
-        })?;
-        let data = TensorData::new(rows.clone(), [rows.len() / dim, dim]);
+        let data = TensorData::new(vectors.concat(), [vectors.len(), dim]);
         Ok(Self { weights: Tensor::<2>::from_data(data, (device, DType::F32)).transpose() })
     }
 
@@ -85,6 +89,11 @@ impl Classifier {
             None => Ok(probabilities),
         }
     }
+}
+
+/// Unit vector of a class, from the features of its prompts `[prompts, dim]`.
+pub(super) fn class_vector(features: Tensor<2>) -> Result<Vec<f32>, ZeroShotError> {
+    to_vec(unit_rows(unit_rows(features.cast(DType::F32)).mean_dim(0)))
 }
 
 /// Divides each row by its length; a row of zeros becomes NaN, as in the reference.

@@ -3,7 +3,10 @@
 
 mod accuracy;
 mod classifier;
+mod confusion;
 mod images;
+mod metrics;
+mod prompts;
 mod report;
 
 use std::io;
@@ -11,9 +14,14 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use crate::extract::ExtractError;
+
 pub use accuracy::{Accuracy, ClassAccuracy};
 pub use classifier::{Classifier, LOGIT_SCALE};
+pub use confusion::Confusion;
 pub use images::{ImageFolder, read_labels};
+pub use metrics::Metrics;
+pub use prompts::{PromptCache, PromptEncoder};
 pub use report::{ElevaterReport, read_index, reorder};
 
 /// Why pictures cannot be classified.
@@ -71,6 +79,14 @@ pub enum ZeroShotError {
         /// The line, from 1.
         line: usize,
     },
+    /// A line of a file of templates has not one place for the label.
+    #[error("{path}:{line}: a template holds {{}} once, where the label goes, in UTF-8")]
+    Template {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+    },
     /// Labels and class folders do not match.
     #[error(
         "{path} has {labels} labels, but there are {classes} class folders; line n is the name of the n-th folder in sorted order"
@@ -109,7 +125,20 @@ pub enum ZeroShotError {
         /// Which.
         what: String,
     },
+    /// A picture cannot be read.
+    #[error(transparent)]
+    Data(#[from] cn_clip_data::DataError),
     /// The device failed.
     #[error("the device cannot compute probabilities: {0}")]
     Device(String),
+}
+
+impl From<ExtractError<ZeroShotError>> for ZeroShotError {
+    fn from(error: ExtractError<ZeroShotError>) -> Self {
+        match error {
+            ExtractError::Data(error) => error.into(),
+            ExtractError::Device(reason) => Self::Device(reason),
+            ExtractError::Sink(error) => error,
+        }
+    }
 }

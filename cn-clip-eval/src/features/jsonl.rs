@@ -1,81 +1,109 @@
-//! Reading feature files in blocks of lines, each block parsed by all cores.
+//! The reference's JSON lines, read in blocks of lines, each block parsed by all cores.
 
-use std::fs::File;
-use std::io::Read;
-use std::path::Path;
+use std::{fs::File, io::Read, path::Path};
 
+use cn_clip_data::Id;
+use memchr::{memchr_iter, memrchr};
 use rayon::prelude::*;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{FeatureError, Features, Modality, RowChecks, RowProblem};
-use cn_clip_data::Id;
+use super::{
+    FeatureError, Features, Modality, RowProblem,
+    checks::{SeenIds, check_values},
+    quick,
+};
 
 /// Bytes read at a time; a block ends with the last whole line in it.
 const BLOCK_BYTES: usize = 16 << 20;
 
-impl Features {
-    /// Reads a feature file, `modality` saying which id its lines must carry.
-    ///
-    /// Values are rounded to single precision the way the reference does (decimal to double to
-    /// single). Unknown keys are ignored. Needs memory for the values and one block of text.
-    ///
-    /// # Errors
-    /// [`FeatureError::Line`] names file and line of the first bad line, [`FeatureError::Empty`] an
-    /// empty file, [`FeatureError::Read`] one that cannot be read.
-    pub fn read(path: &Path, modality: Modality) -> Result<Self, FeatureError> {
-        let failed = |source| FeatureError::Read { path: path.to_owned(), source };
-        let mut file = File::open(path).map_err(failed)?;
-        let mut rows = Rows::default();
-        let mut block = Vec::new();
-        loop {
-            let held = block.len();
-            let read =
-                file.by_ref().take(BLOCK_BYTES as u64).read_to_end(&mut block).map_err(failed)?;
-            let whole = match block[held..].iter().rposition(|&byte| byte == b'\n') {
-                Some(end) => held + end + 1,
-                None if read == 0 => held,
-                None => continue,
-            };
-            if whole == 0 {
-                break;
-            }
-            rows.append(&block[..whole], modality).map_err(|(row, problem)| {
-                FeatureError::Line { path: path.to_owned(), line: row + 1, problem }
-            })?;
-            block.drain(..whole);
+/// Reads a file, `modality` saying which id its lines must carry.
+///
+/// Values are rounded to single precision the way the reference does (decimal to double to single).
+/// Unknown keys are ignored. Needs memory for the values and one block of text.
+pub(super) fn read(path: &Path, modality: Modality) -> Result<Features, FeatureError> {
+    let mut file = File::open(path).map_err(FeatureError::read(path))?;
+    let mut rows = Rows::default();
+    let mut block = Vec::with_capacity(BLOCK_BYTES);
+    loop {
+        let held = block.len();
+        let read = file.by_ref().take(BLOCK_BYTES as u64).read_to_end(&mut block);
+        let read = read.map_err(FeatureError::read(path))?;
+        let whole = match memrchr(b'\n', &block[held..]) {
+            Some(end) => held + end + 1,
+            None if read == 0 => held,
+            None => continue,
+        };
+        if whole == 0 {
+            break;
         }
-        rows.finish().ok_or_else(|| FeatureError::Empty { path: path.to_owned() })
+        rows.append(&block[..whole], modality).map_err(|(row, problem)| FeatureError::Line {
+            path: path.to_owned(),
+            line: row + 1,
+            problem,
+        })?;
+        block.drain(..whole);
     }
+    rows.finish().ok_or_else(|| FeatureError::Empty { path: path.to_owned() })
 }
 
 #[derive(Default)]
 struct Rows {
     ids: Vec<Id>,
+    dim: usize,
     data: Vec<f32>,
-    checks: RowChecks,
+    seen: SeenIds,
 }
 
 impl Rows {
     /// Parses the lines of `block`; an error carries the row, from 0 in the file.
     fn append(&mut self, block: &[u8], modality: Modality) -> Result<(), (usize, RowProblem)> {
         let block = block.strip_suffix(b"\n").unwrap_or(block);
-        let lines: Vec<&[u8]> = block.split(|&byte| byte == b'\n').collect();
-        let parsed: Vec<_> = lines.par_iter().map(|line| parse_line(line, modality)).collect();
-        for result in parsed {
+        let mut start = 0;
+        let mut lines: Vec<&[u8]> = Vec::new();
+        for end in memchr_iter(b'\n', block).chain([block.len()]) {
+            lines.push(&block[start..end]);
+            start = end + 1;
+        }
+        if self.ids.is_empty() {
+            let (_, values) = parse_line(lines[0], modality).map_err(|problem| (0, problem))?;
+            self.dim = values.len();
+        }
+        let held = self.data.len();
+        self.data.resize(held + lines.len() * self.dim, 0.0);
+        let ids: Vec<Result<Id, RowProblem>> = lines
+            .par_iter()
+            .zip(self.data[held..].par_chunks_mut(self.dim))
+            .map(|(line, values)| parse_into(line, modality, values))
+            .collect();
+        for id in ids {
             let row = self.ids.len();
-            let (id, values) = result.map_err(|problem| (row, problem))?;
-            self.checks.check(row, &id, &values).map_err(|problem| (row, problem))?;
+            let id = id.map_err(|problem| (row, problem))?;
+            self.seen.add(row, &id).map_err(|problem| (row, problem))?;
             self.ids.push(id);
-            self.data.extend_from_slice(&values);
         }
         Ok(())
     }
 
     fn finish(self) -> Option<Features> {
-        let dim = self.checks.dim?;
-        Some(Features { ids: self.ids, dim, data: self.data })
+        let Self { ids, dim, data, .. } = self;
+        (!ids.is_empty()).then_some(Features { ids, dim, data })
     }
+}
+
+/// Parses a line into its place.
+fn parse_into(line: &[u8], modality: Modality, out: &mut [f32]) -> Result<Id, RowProblem> {
+    let id = match quick::parse_line(line, modality.id_key(), out) {
+        Some(id) => id,
+        None => {
+            let (id, values) = parse_line(line, modality)?;
+            check_values(&values, out.len())?;
+            out.copy_from_slice(&values);
+            id
+        }
+    };
+    check_values(out, out.len())?;
+    Ok(id)
 }
 
 #[derive(Deserialize)]
@@ -133,8 +161,7 @@ fn explain(line: &[u8], error: &serde_json::Error) -> RowProblem {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-    use std::path::PathBuf;
+    use std::{fs, path::PathBuf};
 
     use super::*;
 
