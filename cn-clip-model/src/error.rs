@@ -47,6 +47,23 @@ pub enum ModelError {
         /// What is wrong and what to do.
         reason: String,
     },
+    /// Published weights that are neither on this machine nor to be had.
+    #[error(
+        "the weights of {name} are not on this machine ({reason}): get {} from {source_url} and put \
+         it at {}",
+        path.file_name().unwrap_or_default().display(),
+        path.display()
+    )]
+    Weights {
+        /// The model.
+        name: &'static str,
+        /// Why they could not be downloaded.
+        reason: String,
+        /// Where a browser finds them.
+        source_url: String,
+        /// The file to put there.
+        path: PathBuf,
+    },
     /// The checkpoint does not fit the model.
     #[error("{name} does not fit the model:{}", mismatch_list(.problems))]
     Mismatch {
