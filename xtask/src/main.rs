@@ -3,6 +3,9 @@
 #[path = "../../src/allocator.rs"]
 mod allocator;
 mod bench;
+mod bench_convert;
+mod convert;
+mod features;
 mod peers;
 
 use clap::{Parser, Subcommand};
@@ -20,6 +23,12 @@ enum Verb {
     Bench(bench::BenchArgs),
     /// The training step beside PyTorch's; build it with --release
     BenchPeers(peers::PeersArgs),
+    /// Time and memory of converting and loading checkpoints; build it with --release
+    BenchConvert(bench_convert::BenchConvertArgs),
+    /// Turn a checkpoint of any form into another
+    Convert(convert::ConvertArgs),
+    /// Features of recorded inputs, for comparison with another program
+    Features(features::FeaturesArgs),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -27,5 +36,8 @@ fn main() -> anyhow::Result<()> {
     match Cli::parse().verb {
         Verb::Bench(args) => bench::run(&args),
         Verb::BenchPeers(args) => peers::run(&args),
+        Verb::BenchConvert(args) => bench_convert::run(&args),
+        Verb::Convert(args) => convert::run(&args),
+        Verb::Features(args) => features::run(&args),
     }
 }
