@@ -5,7 +5,7 @@
 //! use cn_clip::{LoadOptions, burn::tensor::activation::softmax, load_from_name, model::DeviceSpec};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # let (name, cat) = ("tests/fixtures/model/vit_tiny/checkpoint_fp16.pt", "tests/fixtures/preprocess/03_scene.jpg");
+//! # let (name, cat) = ("tests/fixtures/tiny.safetensors", "tests/fixtures/preprocess/03_scene.jpg");
 //! # /*
 //! let (name, cat) = ("ViT-B-16", "cat.jpg");
 //! # */

@@ -47,7 +47,7 @@ pub fn available_models() -> Vec<&'static str> {
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let device = DeviceSpec::CPU.open()?;
 /// // Or "ViT-B-16".
-/// let path = "tests/fixtures/model/vit_tiny/checkpoint_fp16.pt";
+/// let path = "tests/fixtures/tiny.safetensors";
 /// let model = load_from_name(path, &device, &LoadOptions::default())?;
 /// assert_eq!(model.config().vision.image_resolution, 32);
 /// # Ok(())
