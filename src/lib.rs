@@ -1,31 +1,55 @@
-//! Chinese-CLIP (arXiv 2211.01335) on Burn: the crates of this workspace under one name.
+//! Chinese-CLIP (arXiv 2211.01335) on Burn: load a model by name, compare pictures with Chinese
+//! texts, train.
 //!
-//! ```no_run
-//! use cn_clip::{
-//!     data::{image::ImageTransform, tokenizer::Tokenizer},
-//!     model::{Clip, ClipConfig, DeviceSpec, Pass, checkpoint, normalize, token_tensor},
-//! };
-//! use burn::{module::Module, tensor::{Tensor, TensorData}};
+//! ```
+//! use cn_clip::{LoadOptions, burn::tensor::activation::softmax, load_from_name, model::DeviceSpec};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let config = ClipConfig::published("ViT-B-16")?;
-//! let device = "cpu".parse::<DeviceSpec>()?.open()?;
-//! let weights = checkpoint::Checkpoint::open("clip_cn_vit-b-16.pt")?;
-//! let model = checkpoint::load(Clip::init(&config, &device, 0), &weights)?.valid();
-//!
-//! let side = config.vision.image_resolution;
-//! let pixels = ImageTransform::new(side).path_pixels(std::path::Path::new("cat.jpg"))?;
-//! let pixels = Tensor::from_data(TensorData::new(pixels, [1, 3, side, side]), &device);
-//! let image = normalize(model.encode_image(pixels, None, Pass::Eval));
-//!
-//! let tokens = Tokenizer::chinese().encode_batch(&["猫", "狗"], 52);
-//! let text = normalize(model.encode_text(token_tensor(&tokens, 52, &device), Pass::Eval));
-//! println!("{}", model.similarity(image, text));
+//! # let (name, cat) = ("tests/fixtures/tiny.safetensors", "tests/fixtures/preprocess/03_scene.jpg");
+//! # /*
+//! let (name, cat) = ("ViT-B-16", "cat.jpg");
+//! # */
+//! let device = DeviceSpec::CPU.open()?;
+//! let model = load_from_name(name, &device, &LoadOptions::default())?;
+//! let images = model.image_features(&[cat])?;
+//! let texts = model.text_features(&["一只猫", "一只狗"]);
+//! let probabilities = softmax(model.similarity(images, texts), 1);
+//! assert_eq!(probabilities.dims(), [1, 2]);
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! The names are those of the Python program, where there are any:
+//!
+//! | Python | here |
+//! |---|---|
+//! | `available_models()` | [`available_models`] |
+//! | `load_from_name(name, device, download_root)` | [`load_from_name`], [`LoadOptions`] |
+//! | `preprocess(image)` | [`Model::image_transform`] |
+//! | `clip.tokenize(texts)` | [`tokenize`], [`Model::tokenize`] |
+//! | `model.encode_image`, `model.encode_text` | [`Model::encode_image`], [`Model::encode_text`] |
+//! | `model.get_similarity(image, text)` | [`Model::get_similarity`] |
+//!
+//! The crates of this workspace are [`model`], [`data`], [`train`] and [`eval`]; the features
+//! `train` and `eval` of this crate switch the last two on. The guide is `docs/embedding.md`.
 
+mod api;
+
+pub use api::{
+    AsImage, Error, Features, ImageInput, LoadOptions, Model, available_models, image_transform,
+    load_clip, load_from_name, load_from_path, tokenize,
+};
+pub use burn;
 pub use cn_clip_data as data;
+#[cfg(feature = "eval")]
 pub use cn_clip_eval as eval;
 pub use cn_clip_model as model;
+#[cfg(feature = "train")]
 pub use cn_clip_train as train;
+pub use data::tokenizer::CONTEXT_LENGTH;
+pub use image::DynamicImage;
+
+/// The code of the guide.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/embedding.md")]
+struct Guide;

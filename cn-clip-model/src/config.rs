@@ -228,6 +228,11 @@ impl ClipConfig {
         Ok(Self { vision: VisionConfig::load(vision)?, text: TextConfig::load(text)? })
     }
 
+    /// Whether both towers are possible ones.
+    pub(crate) fn validate(&self) -> Result<(), ModelError> {
+        self.vision.validate("vision").and_then(|()| self.text.validate("text"))
+    }
+
     /// The configuration of a published model such as `ViT-B-16` or `RN50`.
     pub fn published(name: &str) -> Result<Self, ModelError> {
         match PUBLISHED.iter().find(|(model, _, _)| *model == name) {

@@ -47,13 +47,44 @@ pub enum ModelError {
         /// What is wrong and what to do.
         reason: String,
     },
+    /// Published weights that are neither on this machine nor to be had.
+    #[error(
+        "the weights of {name} are not on this machine ({reason}): get {} from {source_url} and put \
+         it at {}",
+        path.file_name().unwrap_or_default().display(),
+        path.display()
+    )]
+    Weights {
+        /// The model.
+        name: &'static str,
+        /// Why they could not be downloaded.
+        reason: String,
+        /// Where a browser finds them.
+        source_url: String,
+        /// The file to put there.
+        path: PathBuf,
+    },
     /// The checkpoint does not fit the model.
-    #[error("{name} does not fit the model:{}", mismatch_list(.problems))]
+    #[error("{name} does not fit the model:{}", mismatch_list(.problems, .looks_like.as_deref()))]
     Mismatch {
         /// The checkpoint.
         name: String,
-        /// Every missing, unexpected or wrongly shaped key.
+        /// Every wrongly shaped, missing or unexpected key.
         problems: Vec<String>,
+        /// The flags that choose the architecture it has, or a description.
+        looks_like: Option<String>,
+    },
+    /// The output is there already.
+    #[error("{} exists: give --force to replace it, or another output", path.display())]
+    Exists {
+        /// The output.
+        path: PathBuf,
+    },
+    /// A weight that the type of the output cannot hold.
+    #[error("{reason}: choose fp32 or bf16")]
+    Unrepresentable {
+        /// The weight and its value.
+        reason: String,
     },
 }
 
@@ -70,6 +101,20 @@ impl ModelError {
     }
 }
 
-fn mismatch_list(problems: &[String]) -> String {
-    problems.iter().map(|problem| format!("\n  {problem}")).collect()
+/// The first few of each kind, and what would fit.
+fn mismatch_list(problems: &[String], looks_like: Option<&str>) -> String {
+    const SHOWN: usize = 10;
+    let mut text = String::new();
+    for kind in ["wrong shape", "missing", "unexpected"] {
+        let of_kind = || problems.iter().filter(|problem| problem.starts_with(kind));
+        of_kind().take(SHOWN).for_each(|problem| text.push_str(&format!("\n  {problem}")));
+        let more = of_kind().count().saturating_sub(SHOWN);
+        if more > 0 {
+            text.push_str(&format!("\n  {kind}: {more} more"));
+        }
+    }
+    if let Some(looks_like) = looks_like {
+        text.push_str(&format!("\nit looks like {looks_like}"));
+    }
+    text
 }

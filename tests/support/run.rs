@@ -7,9 +7,10 @@ use std::{
     process::{Command, Output},
 };
 
-/// Runs the binary.
+/// Runs the binary, which downloads nothing.
 pub fn run<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_cn-clip")).args(args).output().unwrap()
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cn-clip"));
+    command.args(args).env("HF_HUB_OFFLINE", "1").output().unwrap()
 }
 
 /// Runs it and expects success; returns standard error.

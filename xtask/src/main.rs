@@ -4,6 +4,9 @@
 mod allocator;
 mod bench;
 mod bench_search;
+mod bench_convert;
+mod convert;
+mod features;
 mod peers;
 
 use clap::{Parser, Subcommand};
@@ -23,6 +26,12 @@ enum Verb {
     BenchPeers(peers::PeersArgs),
     /// Exact search beside FAISS; build it with --release
     BenchSearch(bench_search::SearchArgs),
+    /// Time and memory of converting and loading checkpoints; build it with --release
+    BenchConvert(bench_convert::BenchConvertArgs),
+    /// Turn a checkpoint of any form into another
+    Convert(convert::ConvertArgs),
+    /// Features of recorded inputs, for comparison with another program
+    Features(features::FeaturesArgs),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -31,5 +40,8 @@ fn main() -> anyhow::Result<()> {
         Verb::Bench(args) => bench::run(&args),
         Verb::BenchPeers(args) => peers::run(&args),
         Verb::BenchSearch(args) => bench_search::run(&args),
+        Verb::BenchConvert(args) => bench_convert::run(&args),
+        Verb::Convert(args) => convert::run(&args),
+        Verb::Features(args) => features::run(&args),
     }
 }

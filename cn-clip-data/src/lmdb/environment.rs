@@ -120,7 +120,8 @@ impl Environment {
     pub fn keys(&self) -> Keys {
         let root = (self.root != EMPTY).then_some(self.root);
         let left = self.length / self.page as u64;
-        Keys { environment: self.clone(), root, path: Vec::new(), left }
+        let bytes = self.length;
+        Keys { environment: self.clone(), root, path: Vec::new(), left, bytes }
     }
 
     fn tree_page(&self, number: PageNumber) -> Result<Page, DataError> {
@@ -160,6 +161,8 @@ pub(super) struct Keys {
     path: Vec<(Page, usize)>,
     /// Pages that may still be visited: a sound tree has each page once.
     left: u64,
+    /// Bytes that keys may still have: damaged nodes may share those of one.
+    bytes: u64,
 }
 
 impl Keys {
@@ -178,6 +181,8 @@ impl Keys {
             match page.kind() {
                 Kind::Leaf => {
                     let key = page.key(index).map_err(damaged)?;
+                    let rest = self.bytes.checked_sub(key.len() as u64);
+                    self.bytes = rest.ok_or_else(|| self.environment.damaged())?;
                     return Ok(Some(String::from_utf8_lossy(key).into_owned()));
                 }
                 Kind::Branch => {
@@ -303,6 +308,36 @@ mod tests {
             }
         }
         assert!(errors > 200, "{errors}");
+    }
+
+    #[test]
+    fn nodes_that_share_a_key_do_not_multiply_it() {
+        // Two headers and a leaf with 30,000 nodes, all of them the same with a key of 4,000 bytes.
+        const PAGE: usize = 1 << 16;
+        let mut bytes = vec![0; 3 * PAGE];
+        for start in [0, PAGE] {
+            bytes[start + 16..start + 20].copy_from_slice(&MAGIC.to_le_bytes());
+            bytes[start + 20..start + 24].copy_from_slice(&VERSION.to_le_bytes());
+            bytes[start + 40..start + 44].copy_from_slice(&(PAGE as u32).to_le_bytes());
+            bytes[start + 128..start + 136].copy_from_slice(&2u64.to_le_bytes());
+            bytes[start + 136..start + 144].copy_from_slice(&2u64.to_le_bytes());
+        }
+        let (leaf, node, count) = (2 * PAGE, 60_016u16, 30_000usize);
+        bytes[leaf..leaf + 8].copy_from_slice(&2u64.to_le_bytes());
+        bytes[leaf + 10..leaf + 12].copy_from_slice(&2u16.to_le_bytes());
+        bytes[leaf + 12..leaf + 14].copy_from_slice(&(16 + 2 * count as u16).to_le_bytes());
+        for index in 0..count {
+            let at = leaf + 16 + 2 * index;
+            bytes[at..at + 2].copy_from_slice(&node.to_le_bytes());
+        }
+        let key_size = leaf + usize::from(node) + 6;
+        bytes[key_size..key_size + 2].copy_from_slice(&4000u16.to_le_bytes());
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("data.mdb"), &bytes).unwrap();
+        let environment = Environment::open(directory.path()).unwrap();
+        let page = environment.tree_page(2).unwrap();
+        assert_eq!((page.count(), page.key(count - 1).unwrap().len()), (count, 4000));
+        assert!(environment.keys().find_map(Result::err).unwrap().to_string().contains("is damaged"));
     }
 
     #[test]

@@ -66,29 +66,30 @@ pub fn decode(bytes: &[u8]) -> Result<Pair, String> {
     };
     let id = |object: &Object| match object {
         Object::Int(value) => Ok(Id::Int(*value)),
-        Object::Str(text) => Ok(Id::Text(text.clone())),
+        Object::Str(text) => Ok(Id::Text(text.to_string())),
         _ => Err("has an id that is neither a number nor a string".to_string()),
     };
-    Ok(Pair { image_id: id(image_id)?, text_id: id(text_id)?, text: text.clone() })
+    Ok(Pair { image_id: id(image_id)?, text_id: id(text_id)?, text: text.to_string() })
 }
 
-#[derive(Debug, Clone)]
-enum Object {
+#[derive(Debug)]
+enum Object<'a> {
     Int(i64),
-    Str(String),
-    Tuple(Vec<Object>),
+    Str(&'a str),
+    Tuple(Vec<Object<'a>>),
     Mark,
 }
 
 struct Machine<'a> {
     bytes: &'a [u8],
     at: usize,
-    stack: Vec<Object>,
-    memo: Vec<Object>,
+    stack: Vec<Object<'a>>,
+    /// Strings; `None` for anything else, which is never recalled.
+    memo: Vec<Option<&'a str>>,
 }
 
-impl Machine<'_> {
-    fn run(&mut self) -> Result<Vec<Object>, String> {
+impl<'a> Machine<'a> {
+    fn run(&mut self) -> Result<Vec<Object<'a>>, String> {
         loop {
             let code = self.take(1)?[0];
             match code {
@@ -164,7 +165,7 @@ impl Machine<'_> {
         }
     }
 
-    fn take(&mut self, count: usize) -> Result<&[u8], String> {
+    fn take(&mut self, count: usize) -> Result<&'a [u8], String> {
         let rest = &self.bytes[self.at..];
         let taken = rest.get(..count).ok_or("ends early")?;
         self.at += count;
@@ -187,7 +188,7 @@ impl Machine<'_> {
         Ok(i64::from_le_bytes(value))
     }
 
-    fn line(&mut self) -> Result<&str, String> {
+    fn line(&mut self) -> Result<&'a str, String> {
         let rest = &self.bytes[self.at..];
         let end = rest.iter().position(|byte| *byte == b'\n').ok_or("ends early")?;
         self.at += end + 1;
@@ -198,26 +199,20 @@ impl Machine<'_> {
         let length = usize::try_from(self.number(size)?).map_err(|_| "ends early")?;
         let bytes = self.take(length)?;
         let text = std::str::from_utf8(bytes).map_err(|_| "has text that is not UTF-8")?;
-        let text = text.to_string();
         self.stack.push(Object::Str(text));
         Ok(())
     }
 
     fn remember(&mut self) {
-        // Only strings are ever recalled; a tuple of tuples is refused in the end anyway.
-        let top = match self.stack.last() {
-            Some(Object::Str(text)) => Object::Str(text.clone()),
-            _ => Object::Mark,
-        };
-        self.memo.push(top);
+        self.memo.push(match self.stack.last() {
+            Some(Object::Str(text)) => Some(text),
+            _ => None,
+        });
     }
 
     fn recall(&mut self, index: usize) -> Result<(), String> {
-        if self.stack.len() > 64 {
-            return Err("repeats itself".to_string());
-        }
-        let object = self.memo.get(index).cloned().ok_or("is damaged")?;
-        self.stack.push(object);
+        let text = self.memo.get(index).copied().flatten().ok_or("is damaged")?;
+        self.stack.push(Object::Str(text));
         Ok(())
     }
 }
@@ -283,6 +278,18 @@ mod tests {
         assert_eq!(decode(two).unwrap(), pair(12, "a", "中"));
         let shared = b"\x80\x04\x8c\x01a\x94h\x00h\x00\x87\x94.";
         assert_eq!(decode(shared).unwrap(), pair("a", "a", "a"));
+    }
+
+    #[test]
+    fn a_string_that_is_remembered_often_is_kept_once() {
+        // A million copies of it would not fit into any memory.
+        let text = "字".repeat(1 << 20);
+        let mut bytes = vec![b'X'];
+        bytes.extend((text.len() as u32).to_le_bytes());
+        bytes.extend(text.as_bytes());
+        bytes.extend(vec![0x94; 1 << 20]);
+        bytes.extend(b"K\x01j\xff\xff\x0f\x00\x87.");
+        assert_eq!(decode(&bytes).unwrap(), pair(text.as_str(), 1, &text));
     }
 
     #[test]

@@ -25,6 +25,8 @@ pub enum Layout {
 pub struct ParamSpec {
     /// Official key, without `module.`.
     pub key: String,
+    /// Path in the module, which is the key of Burn's records.
+    pub path: String,
     /// Burn's identity of it.
     pub id: ParamId,
     /// Shape in the module.
@@ -135,7 +137,8 @@ impl Path {
         let buffer = ["running_mean", "running_var", "num_batches_tracked"]
             .iter()
             .any(|name| key.ends_with(name));
-        ParamSpec { key, id, shape, layout, buffer }
+        let names: Vec<&str> = self.parts.iter().map(|(name, _)| name.as_str()).collect();
+        ParamSpec { key, path: names.join("."), id, shape, layout, buffer }
     }
 }
 

@@ -9,6 +9,7 @@ use burn::{
 use rayon::prelude::*;
 
 use super::{
+    detect,
     keys::{Layout, ParamSpec, parameters, transpose},
     state_dict::Checkpoint,
     tensor::LazyTensor,
@@ -58,19 +59,21 @@ fn fill(
     let values: Result<HashMap<ParamId, Vec<f32>>, ModelError> = pairs
         .into_par_iter()
         .map(|(spec, tensor)| {
-            let values = tensor.read()?;
-            let values = match grids(spec, tensor) {
-                Some((old, new)) if old != new => resize(&values, spec.shape[1], old, new),
-                _ => values,
+            let values = match (spec.layout, grids(spec, tensor)) {
+                (Layout::Transposed, _) => tensor.read_transposed()?,
+                (_, Some((old, new))) if old != new => {
+                    resize(&tensor.read()?, spec.shape[1], old, new)
+                }
+                _ => tensor.read()?,
             };
-            Ok((spec.id, to_module_layout(spec, values)))
+            Ok((spec.id, values))
         })
         .collect();
     Ok(model.map(&mut Filler { values: values? }))
 }
 
 /// Sides of the grids of a positional embedding in a file and in the model.
-fn grids(spec: &ParamSpec, tensor: &LazyTensor) -> Option<(usize, usize)> {
+pub(super) fn grids(spec: &ParamSpec, tensor: &LazyTensor) -> Option<(usize, usize)> {
     match (&tensor.shape[..], &spec.shape[..]) {
         (&[old, width], &[new, same])
             if width == same && spec.key.ends_with("positional_embedding") =>
@@ -97,7 +100,7 @@ pub fn to_official_layout(spec: &ParamSpec, values: Vec<f32>) -> Vec<f32> {
     }
 }
 
-fn compare<'a>(
+pub(super) fn compare<'a>(
     specs: &'a [ParamSpec],
     checkpoint: &'a Checkpoint,
     whole: bool,
@@ -125,7 +128,10 @@ fn compare<'a>(
     }
     match problems.is_empty() {
         true => Ok(pairs),
-        false => Err(ModelError::Mismatch { name: checkpoint.name.clone(), problems }),
+        false => {
+            let looks_like = detect::describe(checkpoint);
+            Err(ModelError::Mismatch { name: checkpoint.name.clone(), problems, looks_like })
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{
     pickle::{Node, NodeId},
     pytorch::Archive,
+    save::AdamWSettings,
     tensor::{LazyTensor, Source},
 };
 use crate::ModelError;
@@ -16,6 +17,8 @@ pub struct OptimizerState {
     pub moments: Vec<(usize, Moments)>,
     /// Number of parameters in each group, in order: no decay, decay.
     pub group_sizes: Vec<usize>,
+    /// Hyper-parameters; weight decay is that of the last group.
+    pub settings: AdamWSettings,
 }
 
 /// State of one parameter.
@@ -51,7 +54,8 @@ pub(super) fn read(
     let damaged = || source.damaged("its optimizer state has an unknown form");
     let groups = pickle.get(id, "param_groups").and_then(|id| pickle.items(id));
     let mut group_sizes = Vec::new();
-    for group in groups.ok_or_else(damaged)? {
+    let groups = groups.ok_or_else(damaged)?;
+    for group in groups {
         let params = pickle.get(*group, "params").and_then(|id| pickle.items(id));
         group_sizes.push(params.ok_or_else(damaged)?.len());
     }
@@ -73,5 +77,19 @@ pub(super) fn read(
         let (first, second) = (tensor("exp_avg")?, tensor("exp_avg_sq")?);
         moments.push((index.ok_or_else(damaged)?, Moments { step, first, second }));
     }
-    Ok(OptimizerState { moments, group_sizes })
+    let number = |key: &str| {
+        let group = groups.last().and_then(|group| pickle.get(*group, key));
+        group.and_then(|id| pickle.float(id)).unwrap_or(0.0)
+    };
+    let betas = groups.last().and_then(|group| pickle.items(pickle.get(*group, "betas")?));
+    let beta =
+        |index: usize| betas.and_then(|betas| pickle.float(*betas.get(index)?)).unwrap_or(0.0);
+    let settings = AdamWSettings {
+        learning_rate: number("lr"),
+        beta1: beta(0),
+        beta2: beta(1),
+        epsilon: number("eps"),
+        weight_decay: number("weight_decay"),
+    };
+    Ok(OptimizerState { moments, group_sizes, settings })
 }

@@ -1,4 +1,5 @@
-//! Files of `torch.save`: a zip archive with a pickle and one entry per storage.
+//! Files of `torch.save` and `torch.jit.save`: a zip archive with a pickle and one entry per
+//! storage.
 
 use std::{
     collections::HashMap,
@@ -12,12 +13,15 @@ use super::{
     optimizer,
     pickle::{Node, NodeId, Pickle, parse},
     state_dict::{Checkpoint, Progress},
-    tensor::{LazyTensor, Source},
+    tensor::{Data, LazyTensor, Source, Stored},
 };
 use crate::ModelError;
 
 /// Largest pickle that is read, in bytes. That of ViT-H-14 with optimizer state has 0.5 MB.
 const MAX_PICKLE: u64 = 256 << 20;
+/// Most attributes of a TorchScript module, and longest path of one. CLIP has some thousands.
+const MAX_SCRIPT_OBJECTS: usize = 1 << 18;
+const MAX_SCRIPT_PATH: usize = 1 << 10;
 
 /// An opened archive: its pickle, and where each storage lies in the file.
 pub(crate) struct Archive {
@@ -56,6 +60,13 @@ impl Archive {
         if pickle.len() as u64 > MAX_PICKLE {
             return Err(source.damaged(format!("its pickle is larger than {MAX_PICKLE} bytes")));
         }
+        let mut order = Vec::new();
+        if let Ok(entry) = zip.by_name(&format!("{root}byteorder")) {
+            entry.take(8).read_to_end(&mut order).map_err(ModelError::io(&source.path))?;
+        }
+        if order == b"big" {
+            return Err(source.damaged("written on a big-endian machine: save it again on another"));
+        }
         let prefix = format!("{root}data/");
         let mut storages = HashMap::new();
         for index in 0..zip.len() {
@@ -91,16 +102,55 @@ impl Archive {
         let skip = skip.ok_or_else(|| {
             self.source.damaged(format!("a tensor begins beyond its storage data/{key}"))
         })?;
-        Ok(Some(LazyTensor {
-            element: *element,
-            strides: (!is_contiguous(shape, strides)).then(|| strides.clone()),
-            shape: shape.clone(),
+        let data = Data::Stored(Stored {
             source: self.source.clone(),
             offset: start + skip,
             length: length - skip,
+            strides: (!is_contiguous(shape, strides)).then(|| strides.clone()),
             // PyTorch can be told to leave it out; then it is 0.
             crc: (skip == 0 && crc != 0).then_some(crc),
-        }))
+        });
+        Ok(Some(LazyTensor { element: *element, shape: shape.clone(), data }))
+    }
+}
+
+impl Archive {
+    fn state_dict(&self, dict: NodeId) -> Result<Vec<(String, LazyTensor)>, ModelError> {
+        let entries = self.pickle.entries(dict).ok_or_else(|| {
+            self.source.damaged("holds no dictionary of weights: not a checkpoint of a model")
+        })?;
+        let mut state_dict = Vec::with_capacity(entries.len());
+        for (key, value) in entries {
+            if let (Some(key), Some(tensor)) = (self.pickle.str(*key), self.tensor(*value)?) {
+                state_dict.push((key.to_string(), tensor));
+            }
+        }
+        Ok(state_dict)
+    }
+
+    /// The tensors of a TorchScript module, under the path of their attributes.
+    fn script(&self) -> Result<Vec<(String, LazyTensor)>, ModelError> {
+        let mut state_dict = Vec::new();
+        let mut open = vec![(String::new(), self.pickle.root())];
+        let mut left = MAX_SCRIPT_OBJECTS;
+        while let Some((path, id)) = open.pop() {
+            if let Some(tensor) = self.tensor(id)? {
+                state_dict.push((path, tensor));
+                continue;
+            }
+            let Node::Object(Some(state)) = self.pickle.node(id) else { continue };
+            let attributes = self.pickle.entries(*state).unwrap_or_default();
+            left = left
+                .checked_sub(attributes.len())
+                .filter(|_| path.len() < MAX_SCRIPT_PATH)
+                .ok_or_else(|| self.source.damaged("its modules contain themselves"))?;
+            for (name, value) in attributes.iter().rev() {
+                let Some(name) = self.pickle.str(*name) else { continue };
+                let dot = if path.is_empty() { "" } else { "." };
+                open.push((format!("{path}{dot}{name}"), *value));
+            }
+        }
+        Ok(state_dict)
     }
 }
 
@@ -119,16 +169,10 @@ pub(super) fn open(source: &Arc<Source>) -> Result<Checkpoint, ModelError> {
     let archive = Archive::open(source)?;
     let pickle = &archive.pickle;
     let root = pickle.root();
-    let dict = pickle.get(root, "state_dict").unwrap_or(root);
-    let entries = pickle.entries(dict).ok_or_else(|| {
-        source.damaged("holds no dictionary of weights: not a checkpoint of a model")
-    })?;
-    let mut state_dict = Vec::with_capacity(entries.len());
-    for (key, value) in entries {
-        if let (Some(key), Some(tensor)) = (pickle.str(*key), archive.tensor(*value)?) {
-            state_dict.push((key.to_string(), tensor));
-        }
-    }
+    let state_dict = match pickle.node(root) {
+        Node::Object(_) => archive.script()?,
+        _ => archive.state_dict(pickle.get(root, "state_dict").unwrap_or(root))?,
+    };
     if state_dict.is_empty() {
         return Err(source.damaged("holds no tensors: not a checkpoint of a model"));
     }
@@ -156,5 +200,6 @@ pub(super) fn open(source: &Arc<Source>) -> Result<Checkpoint, ModelError> {
         Some(id) => Some(optimizer::read(&archive, id, source)?),
         None => None,
     };
-    Ok(Checkpoint { name: source.path.display().to_string(), state_dict, progress, optimizer })
+    let name = source.path.display().to_string();
+    Ok(Checkpoint { name, state_dict, progress, optimizer, config: None })
 }

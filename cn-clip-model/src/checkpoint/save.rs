@@ -1,32 +1,22 @@
-//! Writing of official `.pt` files, atomically.
+//! Writing of official `.pt` files from a model in memory.
 
-use std::{
-    collections::HashMap,
-    fs::File,
-    io::{self, BufWriter, Seek, SeekFrom, Write},
-    path::Path,
-};
+use std::{collections::HashMap, path::Path};
 
 use burn::{
     module::{Module, ModuleVisitor, Param, ParamId},
     tensor::{FloatDType, Tensor},
 };
-use zip::{ZipWriter, write::SimpleFileOptions};
 
 use super::{
+    archive::{self, Optimizer, StateOf, Weight},
     keys::{Layout, ParamSpec, parameters},
     load::to_official_layout,
-    optimizer::reference_order,
-    pickle::{PickleWriter, Storage},
+    optimizer::{reference_no_decay, reference_order},
+    output,
     state_dict::Progress,
     tensor::ElementType,
 };
 use crate::{Clip, ModelError};
-
-/// Alignment of storages in the archive, as `torch.save` has it.
-const ALIGNMENT: u16 = 64;
-/// Entries at least this large get 64-bit sizes.
-const LARGE: usize = 0xffff_0000;
 
 /// AdamW state to be saved, in the layout of the module.
 pub trait SaveOptimizer {
@@ -63,169 +53,55 @@ pub fn save(
     progress: &Progress,
     optimizer: Option<&dyn SaveOptimizer>,
 ) -> Result<(), ModelError> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let parent = parent.unwrap_or(Path::new("."));
-    let failed = || ModelError::io(path);
-    let temporary =
-        tempfile::Builder::new().prefix(".checkpoint-").tempfile_in(parent).map_err(failed())?;
-    write(temporary.as_file(), path, model, progress, optimizer).map_err(failed())?;
-    temporary.as_file().sync_all().map_err(failed())?;
-    temporary.persist(path).map_err(|error| error.error).map_err(failed())?;
-    Ok(())
-}
-
-fn write(
-    file: &File,
-    path: &Path,
-    model: &Clip,
-    progress: &Progress,
-    optimizer: Option<&dyn SaveOptimizer>,
-) -> io::Result<()> {
     let specs = parameters(model);
-    let mut plan = Plan::default();
-    let pickle = describe(&specs, progress, optimizer, &mut plan);
-    let root = path.file_stem().map_or("archive".into(), |stem| stem.to_string_lossy());
-    let mut zip = ZipWriter::new(BufWriter::with_capacity(1 << 20, Sink { file, failed: false }));
-    let options = SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
-    let entry = |zip: &mut ZipWriter<_>, name: &str, bytes: &[u8]| -> io::Result<()> {
-        let options = options.with_alignment(ALIGNMENT).large_file(bytes.len() >= LARGE);
-        zip.start_file(format!("{root}/{name}"), options)?;
-        zip.write_all(bytes)
-    };
-    entry(&mut zip, "data.pkl", &pickle)?;
-    entry(&mut zip, "byteorder", b"little")?;
-    let ids: HashMap<ParamId, &ParamSpec> = specs.iter().map(|spec| (spec.id, spec)).collect();
-    for (key, item) in plan.items.iter().enumerate() {
-        let spec = |id: &ParamId| {
-            ids.get(id).copied().ok_or_else(|| io::Error::other("a parameter without a name"))
-        };
-        let moments = |id: &ParamId| {
-            let moments = optimizer.and_then(|optimizer| optimizer.moments(*id));
-            moments.ok_or_else(|| io::Error::other("a parameter without optimizer state"))
-        };
-        let bytes = match item {
-            Item::Weight(id) => {
-                let spec = spec(id)?;
-                let values = to_official_layout(spec, values_of(model, *id)?);
-                match spec.layout {
-                    Layout::Counter => (values[0] as i64).to_le_bytes().to_vec(),
-                    _ => to_bytes(&values),
-                }
-            }
-            Item::Step(id) => to_bytes(&[moments(id)?.0 as f32]),
-            Item::First(id) => to_bytes(&to_official_layout(spec(id)?, moments(id)?.1)),
-            Item::Second(id) => to_bytes(&to_official_layout(spec(id)?, moments(id)?.2)),
-        };
-        entry(&mut zip, &format!("data/{key}"), &bytes)?;
-    }
-    entry(&mut zip, "version", b"3\n")?;
-    zip.finish()?.flush()
-}
-
-/// A file that reports its first error and then swallows what is written: `ZipWriter` tries to end
-/// the archive when it is dropped, and prints to standard error when it cannot.
-struct Sink<'a> {
-    file: &'a File,
-    failed: bool,
-}
-
-impl Write for Sink<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.failed {
-            return Ok(bytes.len());
-        }
-        let written = self.file.write(bytes);
-        let error = written.as_ref().err();
-        self.failed = error.is_some_and(|error| error.kind() != io::ErrorKind::Interrupted);
-        written
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
-}
-
-impl Seek for Sink<'_> {
-    fn seek(&mut self, position: SeekFrom) -> io::Result<u64> {
-        self.file.seek(position)
-    }
-}
-
-/// What each storage holds, in order of their keys.
-#[derive(Default)]
-struct Plan {
-    items: Vec<Item>,
-}
-
-enum Item {
-    Weight(ParamId),
-    Step(ParamId),
-    First(ParamId),
-    Second(ParamId),
-}
-
-impl Plan {
-    fn add(&mut self, item: Item, element: ElementType, count: usize) -> Storage {
-        self.items.push(item);
-        Storage { key: (self.items.len() - 1).to_string(), element, count }
-    }
-}
-
-fn describe(
-    specs: &[ParamSpec],
-    progress: &Progress,
-    optimizer: Option<&dyn SaveOptimizer>,
-    plan: &mut Plan,
-) -> Vec<u8> {
-    let mut writer = PickleWriter::default();
-    writer.dict(|writer| {
-        writer.str("epoch");
-        writer.int(progress.epoch as i64);
-        writer.str("step");
-        writer.int(progress.step as i64);
-        writer.str("name");
-        writer.str(&progress.name);
-        let own = [
-            ("epoch_pairs", progress.epoch_pairs),
-            ("loss_scale", progress.loss_scale.map(|(factor, _)| factor)),
-            ("loss_scale_steps", progress.loss_scale.map(|(_, steps)| steps)),
-        ];
-        if own.iter().any(|(_, value)| value.is_some()) {
-            writer.str("cn_clip");
-            writer.dict(|writer| {
-                for (name, value) in own {
-                    let Some(value) = value else { continue };
-                    writer.str(name);
-                    writer.int(value as i64);
-                }
-            });
-        }
-        writer.str("state_dict");
-        writer.dict(|writer| {
-            for spec in specs {
-                let element = match spec.layout {
-                    Layout::Counter => ElementType::I64,
-                    _ => ElementType::F32,
-                };
-                writer.str(&format!("module.{}", spec.key));
-                let storage = plan.add(Item::Weight(spec.id), element, spec.count());
-                writer.tensor(&spec.official_shape(), &storage);
-            }
-        });
-        if let Some(optimizer) = optimizer {
-            writer.str("optimizer");
-            describe_optimizer(writer, specs, optimizer, plan);
-        }
+    let weights = specs.iter().map(|spec| Weight {
+        key: format!("module.{}", spec.key),
+        element: match spec.layout {
+            Layout::Counter => ElementType::I64,
+            _ => ElementType::F32,
+        },
+        shape: spec.official_shape(),
+        item: (spec, Value::Weight),
     });
-    writer.finish()
+    let layout = optimizer.map(|optimizer| state_of(&specs, optimizer));
+    let (pickle, items) = archive::describe(progress, weights.collect(), layout);
+    let lost = |what: &str| ModelError::format(path, format!("{what} cannot be read"));
+    output::file(path, |file, _| {
+        archive::write(file, path, &pickle, items.len(), |index| {
+            let (spec, value) = &items[index];
+            let moments = || {
+                let moments = optimizer.and_then(|optimizer| optimizer.moments(spec.id));
+                moments.ok_or_else(|| lost("the optimizer state of a parameter"))
+            };
+            Ok(match value {
+                Value::Weight => {
+                    let values = values_of(model, spec.id);
+                    let values = values.ok_or_else(|| lost("the values of a parameter"))?;
+                    let values = to_official_layout(spec, values);
+                    match spec.layout {
+                        Layout::Counter => (values[0] as i64).to_le_bytes().to_vec(),
+                        _ => to_bytes(&values),
+                    }
+                }
+                Value::Step => to_bytes(&[moments()?.0 as f32]),
+                Value::First => to_bytes(&to_official_layout(spec, moments()?.1)),
+                Value::Second => to_bytes(&to_official_layout(spec, moments()?.2)),
+            })
+        })
+    })
 }
 
-fn describe_optimizer(
-    writer: &mut PickleWriter,
-    specs: &[ParamSpec],
+enum Value {
+    Weight,
+    Step,
+    First,
+    Second,
+}
+
+fn state_of<'a>(
+    specs: &'a [ParamSpec],
     optimizer: &dyn SaveOptimizer,
-    plan: &mut Plan,
-) {
+) -> Optimizer<(&'a ParamSpec, Value)> {
     let trained: HashMap<&str, &ParamSpec> = specs
         .iter()
         .filter(|spec| optimizer.contains(spec.id))
@@ -233,58 +109,22 @@ fn describe_optimizer(
         .collect();
     let keys = specs.iter().map(|spec| spec.key.as_str()).filter(|key| trained.contains_key(key));
     let order = reference_order(keys);
-    let no_decay = order.iter().filter(|key| super::optimizer::reference_no_decay(key)).count();
-    let settings = optimizer.settings();
-    writer.dict(|writer| {
-        writer.str("state");
-        writer.dict(|writer| {
-            for (index, key) in order.iter().enumerate() {
-                let spec = trained[key];
-                let (count, shape) = (spec.count(), spec.official_shape());
-                writer.int(index as i64);
-                writer.dict(|writer| {
-                    let mut tensor = |name: &str, item: Item, count: usize, shape: &[usize]| {
-                        writer.str(name);
-                        let storage = plan.add(item, ElementType::F32, count);
-                        writer.tensor(shape, &storage);
-                    };
-                    tensor("step", Item::Step(spec.id), 1, &[]);
-                    tensor("exp_avg", Item::First(spec.id), count, &shape);
-                    tensor("exp_avg_sq", Item::Second(spec.id), count, &shape);
-                });
-            }
-        });
-        writer.str("param_groups");
-        writer.list(|writer| {
-            for (range, decay) in
-                [(0..no_decay, 0.0), (no_decay..order.len(), settings.weight_decay)]
-            {
-                writer.dict(|writer| {
-                    writer.str("weight_decay");
-                    writer.float(decay);
-                    writer.str("lr");
-                    writer.float(settings.learning_rate);
-                    writer.str("betas");
-                    writer.tuple(|writer| {
-                        writer.float(settings.beta1);
-                        writer.float(settings.beta2);
-                    });
-                    writer.str("eps");
-                    writer.float(settings.epsilon);
-                    for flag in ["amsgrad", "maximize", "capturable", "differentiable"] {
-                        writer.str(flag);
-                        writer.bool(false);
-                    }
-                    for unset in ["foreach", "fused"] {
-                        writer.str(unset);
-                        writer.none();
-                    }
-                    writer.str("params");
-                    writer.list(|writer| range.for_each(|index| writer.int(index as i64)));
-                });
-            }
-        });
+    let states = order.iter().enumerate().map(|(index, key)| {
+        let spec = trained[key];
+        StateOf {
+            index,
+            shape: spec.official_shape(),
+            step: (spec, Value::Step),
+            first: (spec, Value::First),
+            second: (spec, Value::Second),
+        }
     });
+    Optimizer {
+        states: states.collect(),
+        no_decay: order.iter().filter(|key| reference_no_decay(key)).count(),
+        count: order.len(),
+        settings: optimizer.settings(),
+    }
 }
 
 fn to_bytes(values: &[f32]) -> Vec<u8> {
@@ -292,7 +132,7 @@ fn to_bytes(values: &[f32]) -> Vec<u8> {
 }
 
 /// Values of one parameter, as fp32 in the layout of the module.
-fn values_of(model: &Clip, id: ParamId) -> io::Result<Vec<f32>> {
+fn values_of(model: &Clip, id: ParamId) -> Option<Vec<f32>> {
     struct Finder {
         id: ParamId,
         values: Option<Vec<f32>>,
@@ -307,5 +147,5 @@ fn values_of(model: &Clip, id: ParamId) -> io::Result<Vec<f32>> {
     }
     let mut finder = Finder { id, values: None };
     model.visit(&mut finder);
-    finder.values.ok_or_else(|| io::Error::other("the values of a parameter cannot be read"))
+    finder.values
 }

@@ -2,8 +2,15 @@
 
 use std::path::Path;
 
-use super::{optimizer::OptimizerState, pytorch, safetensors, tensor::LazyTensor};
-use crate::{ModelError, checkpoint::tensor::Source};
+use burn_pack::MAGIC_NUMBER;
+
+use super::{
+    burnpack, huggingface, names,
+    optimizer::OptimizerState,
+    pytorch, safetensors,
+    tensor::{LazyTensor, Source},
+};
+use crate::{ClipConfig, ModelError};
 
 /// What a checkpoint file holds, tensors unread.
 #[derive(Debug, Clone)]
@@ -16,6 +23,8 @@ pub struct Checkpoint {
     pub progress: Progress,
     /// Optimizer state, in training checkpoints.
     pub optimizer: Option<OptimizerState>,
+    /// Architecture, where the file says it.
+    pub config: Option<ClipConfig>,
 }
 
 /// Where training stood when a checkpoint was written.
@@ -35,51 +44,59 @@ pub struct Progress {
 }
 
 impl Checkpoint {
-    /// Opens a checkpoint; the format is told by the content.
+    /// Opens a checkpoint of any form: a file of `torch.save` (official, of flash attention, of
+    /// OpenAI, a TorchScript archive of theirs, a BERT), a safetensors file, a record of Burn, or
+    /// a folder of Hugging Face's `ChineseCLIPModel`. The form is told by the content, never by the
+    /// name; keys become the official ones.
+    ///
+    /// # Errors
+    /// When the file is of no such form or damaged. A pickle that refers to anything but data is
+    /// refused by the name of what it refers to.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, ModelError> {
         let path = path.as_ref();
+        let mut checkpoint = match path.is_dir() {
+            true => huggingface::open_folder(path)?,
+            false => Self::open_raw(path)?,
+        };
+        for (key, tensor) in &checkpoint.state_dict {
+            tensor.check().map_err(|error| match error {
+                ModelError::Format { path, reason } => {
+                    ModelError::Format { path, reason: format!("`{key}`: {reason}") }
+                }
+                error => error,
+            })?;
+        }
+        checkpoint.state_dict = names::normalise(checkpoint.state_dict);
+        Ok(checkpoint)
+    }
+
+    /// A file with its own keys.
+    pub(super) fn open_raw(path: &Path) -> Result<Self, ModelError> {
         let source = Source::open(path.to_path_buf())?;
         let head = source.read(0, source.length.min(16) as usize)?;
-        let mut checkpoint = match head.as_slice() {
-            [b'P', b'K', 3, 4, ..] => pytorch::open(&source)?,
-            [_, _, _, _, _, _, _, _, b'{', ..] => safetensors::open(&source)?,
-            [0x80, 2..=5, ..] => {
-                return Err(source.damaged(
-                    "written by torch before 1.6: load and save it again with a newer torch",
-                ));
+        match head.as_slice() {
+            [b'P', b'K', 3, 4, ..] => pytorch::open(&source),
+            [_, _, _, _, _, _, _, _, b'{', ..] => safetensors::open(&source),
+            [a, b, c, d, ..] if u32::from_le_bytes([*a, *b, *c, *d]) == MAGIC_NUMBER => {
+                burnpack::open(&source)
             }
-            _ => {
-                return Err(source.damaged(
-                    "not a checkpoint: expected a PyTorch file (.pt) or a safetensors file",
-                ));
-            }
-        };
-        for (key, _) in &mut checkpoint.state_dict {
-            if let Some(stripped) = key.strip_prefix("module.") {
-                *key = stripped.to_string();
-            }
+            [0x80, 2..=5, ..] => Err(source
+                .damaged("written by torch before 1.6: load and save it again with a newer torch")),
+            _ => Err(source.damaged(
+                "not a checkpoint: expected a PyTorch file (.pt), a safetensors file, a Burn \
+                 record (.bpk) or a folder of a Hugging Face model",
+            )),
         }
-        // A BERT alone, and the names of its norms in files of TensorFlow's time.
-        let alone = !checkpoint.state_dict.iter().any(|(key, _)| key.starts_with("bert."))
-            && checkpoint.get("embeddings.word_embeddings.weight").is_some();
-        for (key, _) in &mut checkpoint.state_dict {
-            if alone && (key.starts_with("embeddings.") || key.starts_with("encoder.")) {
-                *key = format!("bert.{key}");
-            }
-            if key.starts_with("bert.") {
-                *key = key
-                    .replace("LayerNorm.gamma", "LayerNorm.weight")
-                    .replace("LayerNorm.beta", "LayerNorm.bias");
-            }
-        }
-        checkpoint.state_dict.retain(|(key, _)| {
-            !key.starts_with("bert.pooler") && key != "bert.embeddings.position_ids"
-        });
-        Ok(checkpoint)
     }
 
     /// The tensor under a key.
     pub fn get(&self, key: &str) -> Option<&LazyTensor> {
         self.state_dict.iter().find(|(name, _)| name == key).map(|(_, tensor)| tensor)
+    }
+
+    /// Whether it holds both towers, and not one alone.
+    pub fn is_whole(&self) -> bool {
+        let has = |prefix: &str| self.state_dict.iter().any(|(key, _)| key.starts_with(prefix));
+        has("visual.") && has("bert.")
     }
 }

@@ -32,6 +32,8 @@ pub enum Node {
     Dict(Vec<(NodeId, NodeId)>),
     /// A known Python name, such as `torch.float16`.
     Global(&'static str),
+    /// An object of a TorchScript class, and the dict of its attributes.
+    Object(Option<NodeId>),
     /// A storage of `count` elements in the archive's entry `data/<key>`.
     Storage {
         /// Element type.

@@ -33,7 +33,16 @@ const GLOBALS: &[&str] = &[
     "numpy._core.multiarray.scalar",
     "numpy.dtype",
     "_codecs.encode",
+    "torch.jit._pickle.build_intlist",
+    "torch.jit._pickle.build_doublelist",
+    "torch.jit._pickle.build_boollist",
+    "torch.jit._pickle.build_tensorlist",
+    "torch.jit._pickle.restore_type_tag",
+    SCRIPT,
 ];
+
+/// Stands for every class that TorchScript has made: their names are of no interest.
+pub(super) const SCRIPT: &str = "__torch__";
 
 fn storage_type(global: &str) -> Option<ElementType> {
     Some(match global {
@@ -56,7 +65,8 @@ const MAX_RANK: usize = 16;
 
 impl Machine<'_> {
     pub fn global(&mut self, module: &str, name: &str) -> Step {
-        let full = format!("{module}.{name}");
+        let script = module == SCRIPT || module.starts_with("__torch__.");
+        let full = if script { SCRIPT.to_string() } else { format!("{module}.{name}") };
         match GLOBALS.iter().find(|known| **known == full) {
             Some(known) => self.push(Node::Global(known)),
             None => return Err(PickleError::Global(full)),
@@ -98,7 +108,14 @@ impl Machine<'_> {
                 self.numpy_scalar(args)
             }
             "_codecs.encode" => self.latin1(args),
-            "torch._utils._rebuild_parameter" | "torch.Size" | "numpy.dtype" => {
+            "torch._utils._rebuild_parameter"
+            | "torch.Size"
+            | "numpy.dtype"
+            | "torch.jit._pickle.build_intlist"
+            | "torch.jit._pickle.build_doublelist"
+            | "torch.jit._pickle.build_boollist"
+            | "torch.jit._pickle.build_tensorlist"
+            | "torch.jit._pickle.restore_type_tag" => {
                 // The first argument stands for the object.
                 let id = args.first().copied();
                 self.stack.push(id.ok_or_else(|| self.damaged("a call without arguments"))?);

@@ -2,7 +2,10 @@
 
 use std::collections::HashMap;
 
-use super::node::{Node, NodeId, Pickle};
+use super::{
+    node::{Node, NodeId, Pickle},
+    object::SCRIPT,
+};
 
 /// Why a pickle was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -202,7 +205,8 @@ impl<'a> Machine<'a> {
                 }
                 b'Q' => self.persistent()?,
                 b'R' => self.reduce()?,
-                b'b' => drop(self.pop()?),
+                0x81 => self.new_object()?,
+                b'b' => self.build()?,
                 _ => return Err(PickleError::Opcode { code, at }),
             }
         }
@@ -287,6 +291,26 @@ impl<'a> Machine<'a> {
         match self.stack.last().map(|id| &mut self.nodes[id.0 as usize]) {
             Some(Node::Dict(dict)) => dict.extend(entries),
             _ => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn new_object(&mut self) -> Step {
+        let parts = self.take(2)?;
+        match self.get(parts[0]) {
+            Node::Global(SCRIPT) => self.push(Node::Object(None)),
+            _ => return Err(self.damaged("an object of a class that is not TorchScript's")),
+        }
+        Ok(())
+    }
+
+    /// Gives a TorchScript object its attributes; what other objects get is of no use here.
+    fn build(&mut self) -> Step {
+        let state = self.pop()?;
+        if let Some(Node::Object(attributes)) =
+            self.stack.last().map(|id| &mut self.nodes[id.0 as usize])
+        {
+            *attributes = Some(state);
         }
         Ok(())
     }

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Checkpoints to and from the Python world: torch, transformers and the unmodified reference program
+# load what we write, and give the same features; we read what they write. Needs Python 3.8 to 3.12
+# and PyPI the first time; what is installed stays in target/python.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+venv=target/python
+python=$venv/bin/python
+if [ ! -f "$venv/complete" ]; then
+    if ! command -v python3 > /dev/null; then
+        echo "SKIPPED: python-checkpoints needs python3, which is not installed"
+        exit 0
+    fi
+    python3 -m venv "$venv"
+    if ! "$python" -m pip download --quiet --no-deps --dest "$venv/probe" six; then
+        echo "SKIPPED: python-checkpoints needs packages, and PyPI cannot be reached"
+        exit 0
+    fi
+    "$python" -m pip install --quiet torch==2.4.1 numpy==1.26.4 safetensors pillow \
+        "transformers==4.49.0"
+    # Without what the reference needs for training.
+    "$python" -m pip install --quiet --no-deps torchvision==0.19.1 cn_clip==1.6.0 six
+    touch "$venv/complete"
+fi
+
+cargo build --package xtask --package cn-clip --bins
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+CUDA_VISIBLE_DEVICES='' "$python" .ci/python_checkpoints.py target/debug tests/fixtures "$work"
