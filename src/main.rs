@@ -25,11 +25,11 @@ fn main() -> ExitCode {
     }
 }
 
-/// The error and its causes, without those that it ends with already.
+/// The error and its causes, without those that it tells already.
 fn message(error: &anyhow::Error) -> String {
     let mut message = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {
-        if !message.ends_with(&cause) {
+        if !message.contains(&cause) {
             message.push_str(": ");
             message.push_str(&cause);
         }

@@ -129,6 +129,16 @@ fn missing_files_and_directories_are_named() {
 }
 
 #[test]
+fn no_split_is_built_where_one_is_missing() {
+    let dir = directory();
+    let data = flag("data-dir", &fixture("dataset"));
+    let target = flag("lmdb-dir", &dir.path().join("lmdb"));
+    let error = fail(["build-lmdb-dataset", &data, "--splits=train,none", &target], 1);
+    assert!(error.contains("none_imgs.tsv"), "{error}");
+    assert!(!dir.path().join("lmdb").exists());
+}
+
+#[test]
 fn a_bad_picture_stops_training_or_is_counted() {
     let dir = directory();
     let data = data_with_a_bad_picture(dir.path());
@@ -232,6 +242,8 @@ fn senseless_batches_name_their_flag() {
         (&["--valid-batch-size=0"], 1, "--valid-batch-size"),
         (&["--context-length=65"], 1, "--context-length"),
         (&["--mask-ratio=1"], 1, "--mask-ratio"),
+        (&["--mask-ratio=0.999"], 1, "patches of a picture"),
+        (&["--batch-size=4294967296", "--accum-freq=4294967296"], 1, "--batch-size"),
     ] {
         let mut args = train(dir.path(), &["--name=a"]);
         let names: Vec<&str> = flags.iter().filter_map(|flag| flag.split('=').next()).collect();

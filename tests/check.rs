@@ -9,7 +9,9 @@ mod run;
 #[path = "support/tiny.rs"]
 mod tiny;
 
-use std::path::Path;
+use std::{fs, path::Path};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
 
 fn check(directory: &Path, more: &[&str]) -> String {
     let mut args = tiny::train(directory, more);
@@ -42,11 +44,58 @@ fn data_weights_and_settings_are_judged() {
     args.push(tiny::flag("logs", &logs));
     run::succeed(args);
     let weights = tiny::flag("resume", &logs.join("train_clip/checkpoints/epoch_latest.pt"));
+    let said = check(path, &[&tiny::flag("logs", &logs)]);
+    assert!(said.contains("! this run continues") && said.contains("- weights are"), "{said}");
+    let anew = check(path, &[&tiny::flag("logs", &logs), "--no-auto-resume"]);
+    assert!(!anew.contains("this run continues") && anew.contains("no trained weights"), "{anew}");
     let said = check(path, &[&weights, "--lr=1e-2"]);
     assert!(said.contains("- weights are loaded"), "{said}");
     assert!(said.contains("! --lr 1e-2 is high for fine-tuning"), "{said}");
     // Nothing was trained, and nothing written.
     assert!(!path.join("train_clip").exists());
+}
+
+#[test]
+fn steps_are_those_of_the_run() {
+    let directory = tempfile::tempdir().unwrap();
+    let steps = |more: &[&str]| check(directory.path(), more);
+    // 13 pairs of 8 pictures, filled up to whole batches of 4, of which some make no step.
+    let said = steps(&["--max-epochs=3", "--accum-freq=3"]);
+    assert!(said.contains("13 pairs, 12 in a step: 1 steps in an epoch, 3 in all"), "{said}");
+    let said = steps(&["--max-epochs=2", "--one-caption-per-image"]);
+    assert!(said.contains("8 pairs, 4 in a step: 2 steps in an epoch, 4 in all"), "{said}");
+}
+
+#[test]
+fn faults_of_the_data_are_named_with_what_to_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    let picture = fs::read(golden::fixture("preprocess/03_scene.jpg")).unwrap();
+    let (mut tsv, mut jsonl) = (String::new(), String::new());
+    for id in 0..6 {
+        let bytes = if id == 3 { &picture[..300] } else { &picture[..] };
+        tsv.push_str(&format!("{id}\t{}\n", BASE64_STANDARD.encode(bytes)));
+        for (number, text) in ["图", "\u{13000} \u{13001}", "  "].iter().enumerate() {
+            let text_id = 3 * id + number;
+            let line = serde_json::json!({"text_id": text_id, "text": text, "image_ids": [id]});
+            jsonl.push_str(&format!("{line}\n"));
+        }
+    }
+    fs::write(path.join("x_imgs.tsv"), tsv).unwrap();
+    fs::write(path.join("x_texts.jsonl"), jsonl).unwrap();
+    let data = tiny::flag("train-data", &path.join("x_texts.jsonl"));
+    let said = check(path, &[&data]);
+    for part in [
+        "18 of 18 pairs looked at: 6 pictures, 3 different captions",
+        "are taken for negatives: add --dedup-batch",
+        "6 texts hold nothing to read",
+        "are [UNK]",
+        "3 of 18 pictures cannot be read: replace them, or add --skip-bad-images (image 3",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    let said = check(path, &[&data, "--dedup-batch", "--skip-bad-images"]);
+    assert!(!said.contains("--dedup-batch") && said.contains("they are skipped"), "{said}");
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod tiny;
 
 use std::{fs, path::Path};
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use cn_clip::model::checkpoint::Checkpoint;
 use golden::fixture;
 use run::{fail, succeed};
@@ -122,4 +123,28 @@ fn what_cannot_be_read_names_flag_and_file() {
     let output = tiny::flag("output", &path.join("tar"));
     let error = fail(["shard", &input, &output], 1);
     assert!(error.contains("is there already"), "{error}");
+}
+
+#[test]
+fn ranks_validate_on_as_many_pairs_where_pictures_of_a_stream_are_left_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    let picture = fs::read(fixture("preprocess/03_scene.jpg")).unwrap();
+    let (mut tsv, mut jsonl) = (String::new(), String::new());
+    for id in 0..8 {
+        let bytes = if id == 5 { &picture[..300] } else { &picture[..] };
+        tsv.push_str(&format!("{id}\t{}\n", BASE64_STANDARD.encode(bytes)));
+        let line = serde_json::json!({"text_id": id, "text": format!("图{id}"), "image_ids": [id]});
+        jsonl.push_str(&format!("{line}\n"));
+    }
+    fs::write(path.join("valid_imgs.tsv"), tsv).unwrap();
+    fs::write(path.join("valid_texts.jsonl"), jsonl).unwrap();
+    let input = tiny::flag("input", &path.join("valid_texts.jsonl"));
+    succeed(["shard", &input, &tiny::flag("output", &path.join("tar")), "--samples=4"]);
+    let more = ["--max-steps=2", "--valid-recall", "--skip-bad-images", "--batch-size=2"];
+    let mut args = tiny::train(path, &[&more[..], &["--devices=cpu,cpu"]].concat());
+    args.retain(|arg| !arg.starts_with("--val-data"));
+    args.push(tiny::flag("val-data", &path.join("tar/*.tar")));
+    let log = succeed(args);
+    assert!(log.contains("Validation Recall"), "{log}");
 }

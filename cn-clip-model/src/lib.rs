@@ -23,4 +23,4 @@ pub use config::{ClipConfig, TextConfig, VisionConfig};
 pub use device::DeviceSpec;
 pub use error::ModelError;
 pub use precision::Precision;
-pub use random::SampleRng;
+pub use random::{SampleRng, kept_patches};

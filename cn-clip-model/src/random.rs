@@ -90,10 +90,10 @@ impl SampleRng {
         values
     }
 
-    /// Patches kept by FLIP, in shuffled order: `[batch, kept]` indices into `0..patches`,
-    /// `kept = int(patches * (1 - ratio))` (arXiv 2212.00794).
+    /// Patches kept by FLIP, in shuffled order: `[batch, kept]` indices into `0..patches`
+    /// (arXiv 2212.00794).
     pub fn keep_patches(&self, patches: usize, ratio: f64, device: &Device) -> Tensor<2, Int> {
-        let kept = (patches as f64 * (1.0 - ratio)) as usize;
+        let kept = kept_patches(patches, ratio);
         let mut indices = Vec::with_capacity(self.len() * kept);
         for seed in &self.seeds {
             let key = mix64(seed ^ 0xf11b);
@@ -104,6 +104,11 @@ impl SampleRng {
         }
         Tensor::from_data(TensorData::new(indices, [self.len(), kept]), device)
     }
+}
+
+/// Number of patches that FLIP keeps: `int(patches * (1 - ratio))`.
+pub fn kept_patches(patches: usize, ratio: f64) -> usize {
+    (patches as f64 * (1.0 - ratio)) as usize
 }
 
 /// Finaliser of splitmix64.

@@ -1,12 +1,46 @@
-//! Which pairs an epoch has, and their order over all ranks.
+//! Which pairs an epoch has, their order over all ranks, and how many steps they make.
 
 use cn_clip_data::{
     forms::Source,
-    sampler::{epoch_order, exclusive_order, one_caption_groups, one_caption_order},
+    sampler::{epoch_order, exclusive_order, one_caption_groups, one_caption_order, padded_len},
     source::PairSource,
 };
 
-use crate::{TrainConfig, TrainError};
+use crate::{RunLength, TrainConfig, TrainError};
+
+/// How long a run is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Plan {
+    /// Pairs of an epoch, before it is filled up to whole batches.
+    pub pairs: usize,
+    /// Steps of an epoch.
+    pub steps_per_epoch: u64,
+    /// Epochs begun.
+    pub epochs: u64,
+    /// Steps in all.
+    pub steps: u64,
+}
+
+impl Plan {
+    /// The plan of a run with `world` ranks.
+    ///
+    /// # Errors
+    /// Where the settings need random access and the data set has none, and where it cannot be read.
+    pub fn new(config: &TrainConfig, source: &Source, world: usize) -> Result<Self, TrainError> {
+        Ok(Self::of(config, Epochs::new(config, source)?.len(), world))
+    }
+
+    pub(crate) fn of(config: &TrainConfig, pairs: usize, world: usize) -> Self {
+        let global = config.batch_size.saturating_mul(world).max(1);
+        let batches = (padded_len(pairs, global) / global) as u64;
+        let steps_per_epoch = batches / (config.accum_freq as u64).max(1);
+        let (epochs, steps) = match config.length {
+            RunLength::Epochs(epochs) => (epochs, steps_per_epoch * epochs),
+            RunLength::Steps(steps) => (steps.div_ceil(steps_per_epoch.max(1)), steps),
+        };
+        Self { pairs, steps_per_epoch, epochs, steps }
+    }
+}
 
 /// The pairs of the epochs of a run.
 #[derive(Debug)]
@@ -63,5 +97,27 @@ impl Epochs {
             .map(|index| Ok(source.pair(index)?.keys()))
             .collect::<Result<Vec<_>, TrainError>>()?;
         Ok(exclusive_order(&order, batch * config.accum_freq, |pair| &keys[pair]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_that_fill_no_step_are_left_out() {
+        let config = TrainConfig {
+            batch_size: 4,
+            accum_freq: 3,
+            length: RunLength::Epochs(2),
+            ..TrainConfig::default()
+        };
+        // 13 pairs are filled up to 16: four batches, of which three make a step.
+        let plan = Plan::of(&config, 13, 1);
+        assert_eq!(plan, Plan { pairs: 13, steps_per_epoch: 1, epochs: 2, steps: 2 });
+        let config = TrainConfig { length: RunLength::Steps(5), accum_freq: 1, ..config };
+        // Two ranks take eight pairs at a time.
+        let plan = Plan::of(&config, 13, 2);
+        assert_eq!(plan, Plan { pairs: 13, steps_per_epoch: 2, epochs: 3, steps: 5 });
     }
 }

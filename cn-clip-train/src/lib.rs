@@ -11,6 +11,7 @@ pub mod loss;
 mod loss_scale;
 pub mod metrics;
 pub mod optimizer;
+mod params;
 pub mod preflight;
 mod recall;
 mod reduce;
@@ -25,8 +26,10 @@ mod trainer;
 mod validate;
 
 pub use config::{OptimizerConfig, RunLength, TrainConfig};
+pub use epochs::Plan;
 pub use error::TrainError;
 pub use loss::contrastive_loss;
 pub use recall::Recall;
+pub use state::begins_from;
 pub use trainer::{Event, Job, Outcome, Rank, train};
 pub use validate::{Dataset, Validation};

@@ -31,7 +31,7 @@ pub enum DecayGroups {
     /// By the substrings `bn`, `ln`, `bias`, `logit_scale` of the name, as the Python program
     /// does: norms of BERT and of ResNet shortcuts, and position and class embeddings, decay.
     Reference,
-    /// Norms, biases, class and position embeddings and the logit scale do not decay.
+    /// Norms, biases, class, position and token type embeddings and the logit scale do not decay.
     #[default]
     Correct,
 }

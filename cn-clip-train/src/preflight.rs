@@ -1,10 +1,12 @@
 //! What people ask for help with most is a fine-tuning whose loss does not fall. This says before
 //! the first step, in plain words, what is likely to go wrong and what to do.
 
+use std::path::Path;
+
 use cn_clip_data::inspect::Inspection;
 use cn_clip_model::clip::INITIAL_LOGIT_SCALE;
 
-use crate::TrainConfig;
+use crate::{Plan, TrainConfig};
 
 /// Share of other pairs of a batch that may be positives before it is worth a warning.
 const FALSE_NEGATIVES: f64 = 0.005;
@@ -37,31 +39,38 @@ fn warn(message: String) -> Finding {
 /// How a run is set up, beside its flags.
 #[derive(Debug, Clone, Copy)]
 pub struct Setup {
-    /// Pairs of an epoch.
-    pub pairs: usize,
+    /// Its pairs and steps.
+    pub plan: Plan,
     /// Ranks.
     pub world: usize,
-    /// Steps in all.
-    pub steps: u64,
     /// Logit scale of the model that training begins with.
     pub logit_scale: f32,
     /// Whether the image tower is a ResNet.
     pub resnet: bool,
 }
 
+/// What is said of a run that goes on with a checkpoint because its name is in use.
+pub fn continued(config: &TrainConfig, checkpoint: &Path) -> Finding {
+    warn(format!(
+        "this run continues `{}` because the name `{}` is in use: give another --name, or \
+         --no-auto-resume, to begin anew",
+        checkpoint.display(),
+        config.name
+    ))
+}
+
 /// Looks at the settings of a run.
 pub fn settings(config: &TrainConfig, setup: &Setup) -> Vec<Finding> {
     let mut found = Vec::new();
     let global = config.batch_size * config.accum_freq * setup.world;
-    let per_epoch = setup.pairs.div_ceil(global.max(1));
+    let Plan { pairs, steps_per_epoch, steps, .. } = setup.plan;
     found.push(note(format!(
-        "{} pairs, {global} in a step: {per_epoch} steps in an epoch, {} in all",
-        setup.pairs, setup.steps
+        "{pairs} pairs, {global} in a step: {steps_per_epoch} steps in an epoch, {steps} in all"
     )));
-    if per_epoch < 10 {
+    if steps_per_epoch < 10 {
         found.push(warn(format!(
             "a step takes {:.0} % of the data set: lower --batch-size, or train many epochs",
-            100.0 * global as f64 / setup.pairs.max(1) as f64
+            100.0 * global as f64 / pairs.max(1) as f64
         )));
     }
     if global < 64 {
@@ -97,11 +106,11 @@ pub fn settings(config: &TrainConfig, setup: &Setup) -> Vec<Finding> {
             "--lr {rate:e} is low for a model that begins from nothing: 5e-4 is usual"
         )));
     }
-    if config.warmup >= setup.steps {
+    if config.warmup >= steps {
         found.push(warn(format!(
             "--warmup {} is as long as the run of {} steps, so the learning rate never reaches \
              --lr: lower it, to about a tenth of the steps",
-            config.warmup, setup.steps
+            config.warmup, steps
         )));
     }
     if config.mask_ratio > 0.0 && setup.resnet {
@@ -175,8 +184,8 @@ pub fn data(config: &TrainConfig, inspection: &Inspection, global: usize) -> Vec
 mod tests {
     use super::*;
 
-    const SETUP: Setup =
-        Setup { pairs: 100_000, world: 1, steps: 3000, logit_scale: 4.6, resnet: false };
+    const PLAN: Plan = Plan { pairs: 100_000, steps_per_epoch: 1000, epochs: 3, steps: 3000 };
+    const SETUP: Setup = Setup { plan: PLAN, world: 1, logit_scale: 4.6, resnet: false };
 
     fn warnings(found: Vec<Finding>) -> String {
         let warnings: Vec<String> =
@@ -221,7 +230,7 @@ mod tests {
         for flag in ["--resume", "is low", "ResNet"] {
             assert!(all.contains(flag), "{flag}: {all}");
         }
-        let small = Setup { pairs: 100, ..SETUP };
+        let small = Setup { plan: Plan { pairs: 100, steps_per_epoch: 7, ..PLAN }, ..SETUP };
         assert!(said(small, &|_| ()).contains("% of the data set"));
     }
 

@@ -88,13 +88,15 @@ impl Run<'_> {
             let due = |every: Option<u64>| every.is_some_and(|n| (epoch + 1).is_multiple_of(n));
             let mut names = Vec::new();
             let last = epoch + 1 == end || self.step >= self.total;
-            if last || due(self.config.save_epoch_frequency) {
+            let stopped = flow == Flow::Stop && self.step < self.total;
+            // One that was stopped in its midst is not done.
+            let done = !stopped || self.in_epoch == self.steps_per_epoch;
+            if done && (last || due(self.config.save_epoch_frequency)) {
                 names.push(format!("epoch{}.pt", epoch + 1));
             }
             names.push(LATEST.to_string());
             // Before the validation, which may fail.
             self.save(&names, epoch + 1)?;
-            let stopped = flow == Flow::Stop && !last;
             if due(self.config.valid_epoch_interval) && !self.validated_at_end() && !stopped {
                 self.validate(epoch + 1)?;
             }

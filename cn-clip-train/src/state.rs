@@ -11,7 +11,9 @@ use cn_clip_model::{
     checkpoint::{self, Checkpoint, Progress},
 };
 
-use crate::{TrainConfig, TrainError, log::RunLog, loss_scale::LossScale, optimizer::AdamW};
+use crate::{
+    TrainConfig, TrainError, log::RunLog, loss_scale::LossScale, optimizer::AdamW, preflight,
+};
 
 /// Name of the checkpoint that a run of the same name continues from.
 pub const LATEST: &str = "epoch_latest.pt";
@@ -29,22 +31,23 @@ pub struct Start {
     pub loss_scale: LossScale,
 }
 
-/// The checkpoint a run should begin from, if any.
-pub fn find(config: &TrainConfig, log: &RunLog) -> Option<PathBuf> {
+/// The checkpoint a run begins from, if any: that of `--resume`, or the last of a run of the same
+/// name.
+pub fn begins_from(config: &TrainConfig) -> Option<PathBuf> {
     if config.resume.is_some() {
         return config.resume.clone();
     }
     let latest = config.checkpoints()?.join(LATEST);
-    if !config.auto_resume || !latest.is_file() {
-        return None;
+    (config.auto_resume && latest.is_file()).then_some(latest)
+}
+
+/// As [`begins_from`], and says so where nobody has asked for it.
+pub fn find(config: &TrainConfig, log: &RunLog) -> Option<PathBuf> {
+    let path = begins_from(config)?;
+    if config.resume.is_none() {
+        log.warning(&preflight::continued(config, &path).message);
     }
-    log.warning(&format!(
-        "this run continues `{}` because the name `{}` is in use: give another --name, or \
-         --no-auto-resume, to begin anew",
-        latest.display(),
-        config.name
-    ));
-    Some(latest)
+    Some(path)
 }
 
 /// Loads weights, and optimizer state and position unless they are reset.

@@ -4,17 +4,14 @@ use burn::{
     module::{Module, ModuleVisitor, Param},
     tensor::{Device, Tensor},
 };
-use cn_clip_data::{
-    inspect::{InspectOptions, inspect},
-    sampler::padded_len,
-};
-use cn_clip_model::{Clip, ImageTower, Precision, checkpoint::AdamWSettings};
+use cn_clip_data::inspect::{InspectOptions, inspect};
+use cn_clip_model::{Clip, ImageTower, Precision, checkpoint::AdamWSettings, kept_patches};
 
 use crate::{
-    RunLength, TrainConfig, TrainError,
+    TrainConfig, TrainError,
     communicator::{Communicator, Local},
     distill::Teacher,
-    epochs::Epochs,
+    epochs::{Epochs, Plan},
     log::RunLog,
     metrics::Metrics,
     optimizer::AdamW,
@@ -104,7 +101,6 @@ pub fn train(
     let Rank { communicator, model, teacher } = rank;
     let Job { config, data, validation, .. } = job;
     let world = communicator.world_size();
-    let global = config.batch_size * world;
     let order = Epochs::new(config, &data.source)?;
     config.validate(order.len(), world, job.max_positions)?;
     if validation.is_some_and(|validation| validation.source.len() == 0) {
@@ -121,6 +117,15 @@ pub fn train(
                 .to_string(),
         ));
     }
+    if let (ImageTower::Vit(tower), true) = (&model.visual, config.mask_ratio > 0.0)
+        && kept_patches(tower.patches(), config.mask_ratio) == 0
+    {
+        return Err(TrainError::Config(format!(
+            "--mask-ratio {} leaves none of the {} patches of a picture: lower it",
+            config.mask_ratio,
+            tower.patches()
+        )));
+    }
     let log = RunLog::open(config, communicator.rank())?;
     let describe = |split: &str, data: &Dataset| {
         let images = data.source.num_images().map_or("unknown".to_string(), |n| n.to_string());
@@ -131,12 +136,8 @@ pub fn train(
     if let Some(validation) = validation {
         describe("val", validation);
     }
-    let batches = (padded_len(order.len(), global) / global) as u64;
-    let steps_per_epoch = batches / config.accum_freq as u64;
-    let (epochs, total) = match config.length {
-        RunLength::Epochs(epochs) => (epochs, steps_per_epoch * epochs),
-        RunLength::Steps(steps) => (steps.div_ceil(steps_per_epoch.max(1)), steps),
-    };
+    let plan = Plan::of(config, order.len(), world);
+    let Plan { steps_per_epoch, epochs, steps: total, .. } = plan;
     log.params(&config.describe(epochs, total, world))?;
     log.info(&format!("Use {} for training", config.device));
     let precision = precision(config, &model.device())?;
@@ -167,9 +168,8 @@ pub fn train(
     }
     if communicator.rank() == 0 && start.step < total {
         let setup = Setup {
-            pairs: order.len(),
+            plan,
             world,
-            steps: total,
             logit_scale: model.logit_scale.val().inner().into_scalar(),
             resnet: matches!(model.visual, ImageTower::ResNet(_)),
         };

@@ -65,7 +65,7 @@ pub fn validate(
     let options = LoaderOptions {
         batch_size: size,
         context_length: config.context_length,
-        workers: config.num_workers,
+        workers: config.valid_num_workers.unwrap_or(config.num_workers),
         skip_bad_images: config.skip_bad_images,
         ..Default::default()
     };
@@ -76,8 +76,8 @@ pub fn validate(
             Loader::new(source.clone(), transform, order, options)?
         }
         Source::Stream(stream) => {
-            let take = padded / world;
-            let part = Part { rank, world, take, shuffle: false, ..Part::default() };
+            // Without end: what is skipped is made up for, so that all ranks have as many pairs.
+            let part = Part { rank, world, take: usize::MAX, shuffle: false, ..Part::default() };
             Loader::stream(stream.samples(&part), transform, options)?
         }
     };
@@ -85,7 +85,7 @@ pub fn validate(
     let (mut loss, mut image, mut text, mut last_batch) = (0.0, 0, 0, 0);
     let (mut image_features, mut text_features) = (Vec::new(), Vec::new());
     let mut keys = Vec::new();
-    for (index, batch) in loader.enumerate() {
+    for (index, batch) in loader.take(batches).enumerate() {
         let batch = batch.map_err(TrainError::from_loader)?;
         if config.valid_recall {
             keys.extend(batch.pairs.iter().flat_map(keys_of));

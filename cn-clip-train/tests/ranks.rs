@@ -69,6 +69,7 @@ fn two_ranks_give_the_recorded_gradients_of_gather_with_grad() {
     let text = std::fs::read(fixture("model/vit_tiny/dist_world2.json")).unwrap();
     let recording: serde_json::Value = serde_json::from_slice(&text).unwrap();
     let expected = &recording["modes"]["gather_with_grad"];
+    let values = Golden::open("model/vit_tiny/dist_world2.safetensors");
     let inputs = Golden::open("model/vit_tiny/forward_eval.safetensors");
     let (pixels, tokens) = (inputs.get("pixels"), inputs.get("tokens"));
     let half = recording["rows"].as_u64().unwrap() as usize / 2;
@@ -100,6 +101,10 @@ fn two_ranks_give_the_recorded_gradients_of_gather_with_grad() {
     for (rank, (loss, gradients)) in outputs.unwrap().into_iter().enumerate() {
         let recorded_loss = expected["loss_per_rank"][rank].as_f64().unwrap() as f32;
         assert!((loss - recorded_loss).abs() < 1e-4 * recorded_loss, "{loss} {recorded_loss}");
+        for name in ["logit_scale", "text_projection", "visual.class_embedding", "visual.proj"] {
+            let recorded = format!("gather_with_grad.grad.{name}");
+            values.check(&recorded, &gradients[name], 1e-3);
+        }
         let norms = expected["grad_norm_after_average"].as_object().unwrap();
         assert_eq!(norms.len(), gradients.len());
         let largest = norms.values().filter_map(|norm| norm.as_f64()).fold(0.0, f64::max);
@@ -256,6 +261,32 @@ fn any_rank_may_stop_the_run() {
         train(job, alone(rank, recorded(0.0)), &mut observe).map(|outcome| outcome.steps)
     });
     assert_eq!(steps.unwrap(), [3, 3]);
+}
+
+#[test]
+fn a_run_that_is_stopped_in_mid_epoch_gives_the_epoch_no_number() {
+    let logs = tempfile::tempdir().unwrap();
+    let config = TrainConfig { logs: Some(logs.path().to_path_buf()), ..config(2, 1, false) };
+    let checkpoints = config.checkpoints().unwrap();
+    // An epoch has three steps: stopped in the midst of the second epoch, then at its end.
+    for (last, names) in [
+        (5, &["epoch1.pt", "epoch_latest.pt"][..]),
+        (6, &["epoch1.pt", "epoch2.pt", "epoch_latest.pt"]),
+    ] {
+        let steps = on_threads(2, |rank| {
+            let data = data(true);
+            let job = Job { config: &config, max_positions: 512, data: &data, validation: None };
+            let mut observe = |event| !matches!(event, Event::Step { step, .. } if step >= last);
+            train(job, alone(rank, recorded(0.0)), &mut observe).map(|outcome| outcome.steps)
+        });
+        assert_eq!(steps.unwrap(), [last, last]);
+        let mut found: Vec<String> = std::fs::read_dir(&checkpoints)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        found.sort_unstable();
+        assert_eq!(found, names);
+    }
 }
 
 #[test]

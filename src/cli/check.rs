@@ -11,7 +11,7 @@ use cn_clip_model::{
     checkpoint::{self, Checkpoint},
 };
 use cn_clip_train::{
-    RunLength,
+    Plan, begins_from,
     preflight::{self, Setup},
 };
 
@@ -37,7 +37,8 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<()> {
     let (config, world) = train::config_of(&args.train)?;
     let model_config = args.train.towers.config()?;
     let source = forms::open(&config.train_data).context("--train-data")?;
-    config.validate(source.len(), world, model_config.text.max_positions)?;
+    let plan = Plan::new(&config, &source, world)?;
+    config.validate(plan.pairs, world, model_config.text.max_positions)?;
     let options = InspectOptions {
         pairs: args.pairs,
         pictures: args.pictures,
@@ -46,24 +47,25 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<()> {
     let inspection = inspect(&source, &options)?;
 
     let device = Device::default();
-    let mut model = Clip::init(&model_config, &device, config.seed);
-    if let Some(path) = &config.resume {
-        model = checkpoint::load(model, &Checkpoint::open(path)?)?;
-    } else {
-        model = train::initial_weights(&args.train, &model_config, &device)?;
-    }
+    let from = begins_from(&config);
+    let model = match &from {
+        Some(path) => {
+            let model = Clip::init(&model_config, &device, config.seed);
+            checkpoint::load(model, &Checkpoint::open(path)?)?
+        }
+        None => train::initial_weights(&args.train, &model_config, &device)?,
+    };
     let global = config.batch_size * config.accum_freq * world;
     let setup = Setup {
-        pairs: source.len(),
+        plan,
         world,
-        steps: match config.length {
-            RunLength::Steps(steps) => steps,
-            RunLength::Epochs(epochs) => epochs * (source.len().div_ceil(global)) as u64,
-        },
         logit_scale: model.logit_scale.val().into_scalar(),
         resnet: matches!(model.visual, ImageTower::ResNet(_)),
     };
     let mut found = preflight::data(&config, &inspection, global);
+    if let (Some(path), None) = (&from, &config.resume) {
+        found.push(preflight::continued(&config, path));
+    }
     found.extend(preflight::settings(&config, &setup));
     let line = |finding: &preflight::Finding| {
         format!("{} {}\n", if finding.warning { "!" } else { "-" }, finding.message)

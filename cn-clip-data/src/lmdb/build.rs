@@ -64,8 +64,24 @@ pub fn build_lmdb_dataset(options: &BuildOptions) -> Result<Vec<SplitSummary>, D
         )));
     }
     let target = options.lmdb_dir.clone().unwrap_or_else(|| options.data_dir.join("lmdb"));
+    // All must be there before anything is done.
+    for split in &options.splits {
+        if split.is_empty() || split.contains(['/', '\\']) || split.starts_with('.') {
+            return Err(DataError::Config(format!(
+                "--splits: `{split}` is not the name of a split"
+            )));
+        }
+        let (tsv, jsonl) = files(options, split);
+        (Lines::open(&tsv)?, Lines::open(&jsonl)?);
+    }
     fs::create_dir_all(&target).map_err(DataError::io(&target))?;
     options.splits.iter().map(|split| build_split(options, &target, split)).collect()
+}
+
+/// The text files of a split.
+fn files(options: &BuildOptions, split: &str) -> (PathBuf, PathBuf) {
+    let file = |suffix: &str| options.data_dir.join(format!("{split}_{suffix}"));
+    (file("imgs.tsv"), file("texts.jsonl"))
 }
 
 fn build_split(
@@ -73,14 +89,7 @@ fn build_split(
     target: &Path,
     split: &str,
 ) -> Result<SplitSummary, DataError> {
-    if split.is_empty() || split.contains(['/', '\\']) || split.starts_with('.') {
-        return Err(DataError::Config(format!("--splits: `{split}` is not the name of a split")));
-    }
-    let (tsv, jsonl) = (
-        options.data_dir.join(format!("{split}_imgs.tsv")),
-        options.data_dir.join(format!("{split}_texts.jsonl")),
-    );
-    // Both must be there before anything is done.
+    let (tsv, jsonl) = files(options, split);
     let (images, texts) = (Lines::open(&tsv)?, Lines::open(&jsonl)?);
     let work = tempfile::Builder::new()
         .prefix(&format!(".{split}-"))

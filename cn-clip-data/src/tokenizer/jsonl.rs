@@ -41,6 +41,10 @@ pub fn tokenize_lines(
         let mut stopped = None;
         for (index, line) in lines.by_ref().take(CHUNK) {
             match line {
+                // A byte-order mark is no part of the text.
+                Ok(line) if index == 0 => {
+                    chunk.push((1, line.trim_start_matches('\u{feff}').to_string()));
+                }
                 Ok(line) => chunk.push((index as u64 + 1, line)),
                 Err(error) => {
                     stopped = Some(failed(index as u64 + 1, error.to_string()));

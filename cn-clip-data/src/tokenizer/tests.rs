@@ -128,6 +128,9 @@ fn lines_go_in_and_out() {
         out,
         "{\"text\":\"猫A\",\"ids\":[101,4344,143,102,0,0]}\n{\"text\":\"\",\"ids\":[101,102,0,0,0,0]}\n"
     );
+    let (result, marked) = run("\u{feff}{\"text\": \"猫A\", \"other\": 1}\n{\"text\": \"\"}\n");
+    result.unwrap();
+    assert_eq!(marked, out);
     let (result, _) = run("{\"text\": \"a\"}\n{\"txt\": \"a\"}\n");
     let error = result.unwrap_err().to_string();
     assert!(error.contains("in.jsonl:2") && error.contains("text"), "{error}");

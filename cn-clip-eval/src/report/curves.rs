@@ -12,6 +12,10 @@ const TOP: f64 = 12.0;
 const BOTTOM: f64 = 44.0;
 /// Points drawn of a curve at most; of longer ones neighbours are averaged.
 const MOST_POINTS: usize = 360;
+/// Kinds of lines of the style sheet.
+const KINDS: usize = 6;
+/// Decimals of a label at most; smaller numbers have an exponent.
+const MOST_DIGITS: usize = 3;
 
 /// Values over training steps.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -51,9 +55,11 @@ pub fn plot(f: &mut fmt::Formatter<'_>, axis: &str, curves: &[Curve]) -> fmt::Re
     let vertical = Ticks::new(low.min(0.0), high.max(low + 1e-6));
     let x = |step: f64| LEFT + (WIDTH - LEFT - RIGHT) * horizontal.place(step);
     let y = |value: f64| HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * vertical.place(value);
+    f.write_str("<figure>\n")?;
+    legend(f, axis, curves)?;
     writeln!(
         f,
-        "<figure>\n<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{} over steps\">",
+        "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{} over steps\">",
         Escaped(axis)
     )?;
     for tick in vertical.values() {
@@ -86,25 +92,33 @@ pub fn plot(f: &mut fmt::Formatter<'_>, axis: &str, curves: &[Curve]) -> fmt::Re
         HEIGHT - 6.0
     )?;
     for (index, points) in drawn.iter().enumerate() {
-        write!(f, "<polyline class=\"curve{index}\" points=\"")?;
+        write!(f, "<polyline class=\"curve{}\" points=\"", index % KINDS)?;
         points.iter().try_for_each(|&(a, b)| write!(f, "{:.1},{:.1} ", x(a), y(b)))?;
         f.write_str("\"/>\n")?;
     }
-    f.write_str("</svg>\n<figcaption>")?;
-    write!(f, "{}:", Escaped(axis))?;
-    for (index, (curve, points)) in curves.iter().zip(&drawn).enumerate() {
+    f.write_str("</svg>\n</figure>\n")
+}
+
+/// What is drawn, each curve with its last value.
+fn legend(f: &mut fmt::Formatter<'_>, axis: &str, curves: &[Curve]) -> fmt::Result {
+    write!(f, "<figcaption><b>{}</b>", Escaped(axis))?;
+    for (index, curve) in curves.iter().enumerate() {
         write!(
             f,
             " <span class=\"key\"><svg viewBox=\"0 0 24 8\" aria-hidden=\"true\"><polyline \
-             class=\"curve{index}\" points=\"0,4 24,4\"/></svg> {}",
+             class=\"curve{}\" points=\"0,4 24,4\"/></svg> {}",
+            index % KINDS,
             Escaped(&curve.name)
         )?;
-        if let Some((_, last)) = points.last() {
-            write!(f, " ({last:.2} at the end)")?;
+        if let Some((_, last)) = curve.drawn().last() {
+            match last.abs() {
+                size if size > 0.0 && size < 0.005 => write!(f, " ({last:.1e} at the end)")?,
+                _ => write!(f, " ({last:.2} at the end)")?,
+            }
         }
         f.write_str("</span>")?;
     }
-    f.write_str("</figcaption>\n</figure>\n")
+    f.write_str("</figcaption>\n")
 }
 
 /// Round values along an axis.
@@ -140,7 +154,14 @@ impl Ticks {
 
     fn label(&self, value: f64) -> String {
         let digits = (-self.step.log10().floor()).max(0.0) as usize;
-        format!("{value:.digits$}")
+        if digits <= MOST_DIGITS || value.abs() < self.step / 2.0 {
+            let digits = if digits <= MOST_DIGITS { digits } else { 0 };
+            return format!("{value:.digits$}");
+        }
+        // Down to the digit of the step.
+        let exponent = |value: f64| (value.abs() * (1.0 + 1e-9)).log10().floor();
+        let finer = (exponent(value) - exponent(self.step)).max(0.0) as usize;
+        format!("{value:.finer$e}")
     }
 }
 
@@ -167,6 +188,17 @@ mod tests {
         assert!(svg.contains("points=\"48.0,256.0 378.0,134.0 708.0,12.0 \""), "{svg}");
         assert!(svg.contains(">10</text>") && svg.contains(">100</text>"), "{svg}");
         assert!(svg.contains("train (10.00 at the end)"), "{svg}");
+    }
+
+    #[test]
+    fn every_curve_has_a_line_of_its_own() {
+        let style = include_str!("../../assets/report.css");
+        let svg = Plot(vec![curve(&[(0, 1.0), (9, 3e-6)]); KINDS]).to_string();
+        for kind in 0..KINDS {
+            assert_eq!(svg.matches(&format!("class=\"curve{kind}\"")).count(), 2, "{svg}");
+            assert!(style.contains(&format!(".curve{kind} {{ stroke: var(")), "{kind}");
+        }
+        assert!(svg.contains("train (3.0e-6 at the end)"), "{svg}");
     }
 
     #[test]
@@ -202,5 +234,12 @@ mod tests {
         );
         let ticks = Ticks::new(0.0, 0.9);
         assert_eq!(ticks.label(0.2), "0.2");
+        // Learning rates.
+        let labels = |high: f64| {
+            let ticks = Ticks::new(0.0, high);
+            ticks.values().map(|value| ticks.label(value)).collect::<Vec<_>>()
+        };
+        assert_eq!(labels(5e-5), ["0", "1e-5", "2e-5", "3e-5", "4e-5", "5e-5"]);
+        assert_eq!(labels(1e-3), ["0", "2e-4", "4e-4", "6e-4", "8e-4", "1.0e-3"]);
     }
 }

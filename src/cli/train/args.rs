@@ -23,13 +23,16 @@ pub struct TrainArgs {
     /// Decoding threads; 0 = one per core
     #[arg(long, alias = "num_workers", default_value_t = 0)]
     pub num_workers: usize,
+    /// Decoding threads of validation [default: --num-workers]
+    #[arg(long, alias = "valid_num_workers", value_name = "N")]
+    pub valid_num_workers: Option<usize>,
     /// Tokens per text, [CLS] and [SEP] included
     #[arg(long, alias = "context_length", default_value_t = 52)]
     pub context_length: usize,
     /// Augment pictures: random resized crop, flip, AutoAugment
     #[arg(long, alias = "use_augment")]
     pub use_augment: bool,
-    /// Replace pictures that cannot be decoded, with a warning, instead of stopping
+    /// Leave out pictures that cannot be decoded, with a warning, instead of stopping
     #[arg(long, alias = "skip_bad_images")]
     pub skip_bad_images: bool,
     /// Keep pairs that share a picture or a caption out of each other's batches, where they would
@@ -84,7 +87,8 @@ pub struct TrainArgs {
         help_heading = "Model"
     )]
     pub unlocked_text_blocks: usize,
-    /// Compute activations twice instead of keeping them: far less memory, a third more time
+    /// Compute activations twice instead of keeping them, one tower after the other: less memory,
+    /// more time
     #[arg(long, alias = "grad_checkpointing", help_heading = "Model")]
     pub grad_checkpointing: bool,
 
@@ -257,6 +261,9 @@ pub struct TrainArgs {
     /// ResNet on one device
     #[arg(long, alias = "use_bn_sync", help_heading = "Compatibility")]
     pub use_bn_sync: bool,
+    /// Accepted for the Python program's scripts: attention is fused wherever the device can
+    #[arg(long, alias = "use_flash_attention", help_heading = "Compatibility")]
+    pub use_flash_attention: bool,
     /// Accepted for the Python program's scripts: --teacher-model alone switches it on
     #[arg(long, requires = "teacher_model", help_heading = "Compatibility")]
     pub distillation: bool,

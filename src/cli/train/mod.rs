@@ -83,6 +83,7 @@ fn config(args: &TrainArgs, ranks: &Ranks) -> TrainConfig {
     let devices = ranks.devices();
     let every = |interval: i64| u64::try_from(interval).ok().filter(|interval| *interval > 0);
     let defaults = OptimizerConfig::for_model(&args.towers.vision_model);
+    let workers = |asked: usize| if asked == 0 { ranks.workers() } else { asked };
     TrainConfig {
         logs: (!matches!(args.logs.as_str(), "" | "none" | "None"))
             .then(|| args.logs.clone().into()),
@@ -146,8 +147,12 @@ fn config(args: &TrainArgs, ranks: &Ranks) -> TrainConfig {
         grad_checkpointing: args.grad_checkpointing,
         teacher: args.teacher_model.clone(),
         kd_loss_weight: args.kd_loss_weight,
+        clip_weight_path: args.clip_weight_path.clone(),
+        bert_weight_path: args.bert_weight_path.clone(),
+        use_augment: args.use_augment,
         seed: args.seed,
-        num_workers: if args.num_workers == 0 { ranks.workers() } else { args.num_workers },
+        num_workers: workers(args.num_workers),
+        valid_num_workers: args.valid_num_workers.map(workers),
         skip_bad_images: args.skip_bad_images,
         exclusive_batches: args.exclusive_batches,
         one_caption_per_image: args.one_caption_per_image,

@@ -1,6 +1,6 @@
 //! A page about a run, made of its `metrics.jsonl`.
 
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::{fs, path::PathBuf};
 
 use anyhow::Context;
 use cn_clip_eval::report::{Curve, Plot, Report, Table};
@@ -76,27 +76,38 @@ fn report(config: &TrainConfig, lines: &[Value]) -> Report {
             fact("Device", &config.device),
             fact("Steps", &steps),
         ],
-        tables: last_validation(lines).into_iter().collect(),
+        tables: last_validation(lines),
         plots: PLOTS.iter().filter_map(plot).collect(),
         searches: Vec::new(),
     }
 }
 
-/// The numbers of the last validation.
-fn last_validation(lines: &[Value]) -> Option<Table> {
-    let last = lines.iter().rev().find(|line| line["kind"] == "valid")?;
-    let numbers: BTreeMap<&String, f64> = last
-        .as_object()?
-        .iter()
-        .filter(|(name, _)| !matches!(name.as_str(), "step" | "epoch"))
-        .filter_map(|(name, value)| Some((name, value.as_f64()?)))
-        .collect();
-    Some(Table {
-        caption: format!("Validation at step {}", last["step"]),
-        columns: vec!["value".to_string()],
-        rows: numbers
-            .into_iter()
-            .map(|(name, value)| (name.replace('_', " "), vec![value]))
-            .collect(),
-    })
+/// The numbers of the last validation, in percent.
+fn last_validation(lines: &[Value]) -> Vec<Table> {
+    let Some(last) = lines.iter().rev().find(|line| line["kind"] == "valid") else {
+        return Vec::new();
+    };
+    let step = &last["step"];
+    let row = |name: &str, keys: &[&str], factor: f64| -> Option<(String, Vec<f64>)> {
+        let number = |key: &&str| Some(factor * last[*key].as_f64()?);
+        Some((name.to_string(), keys.iter().map(number).collect::<Option<_>>()?))
+    };
+    let table = |caption: String, columns: &[&str], rows: [Option<(String, Vec<f64>)>; 2]| Table {
+        caption,
+        columns: columns.iter().map(|name| name.to_string()).collect(),
+        rows: rows.into_iter().flatten().collect(),
+    };
+    let accuracy = [
+        row("image to text", &["image_accuracy"], 100.0),
+        row("text to image", &["text_accuracy"], 100.0),
+    ];
+    let recall = [
+        row("text to image", &["text_to_image_r1", "text_to_image_r5", "text_to_image_r10"], 1.0),
+        row("image to text", &["image_to_text_r1", "image_to_text_r5", "image_to_text_r10"], 1.0),
+    ];
+    let tables = [
+        table(format!("Validation at step {step}"), &["in-batch accuracy in %"], accuracy),
+        table("Recall over the split in %".to_string(), &["R@1", "R@5", "R@10"], recall),
+    ];
+    tables.into_iter().filter(|table| !table.rows.is_empty()).collect()
 }
