@@ -4,7 +4,8 @@
 //! one side for each entry of the other, [`predictions`] writes the rankings, [`evaluation`] scores
 //! such a file against the annotations that [`annotation`] turns around for the other direction.
 //! [`recall`] does the same in memory. [`zeroshot`] classifies pictures with the prompts of
-//! [`templates`]. [`report`] shows a run on a page.
+//! [`templates`]. [`report`] shows a run on a page; `serve` (feature `serve`) is a server over a model
+//! and features.
 
 pub mod annotation;
 pub mod evaluation;
@@ -16,6 +17,8 @@ pub mod python_json;
 pub mod recall;
 pub mod report;
 mod scores;
+#[cfg(feature = "serve")]
+pub mod serve;
 pub mod templates;
 pub mod zeroshot;
 

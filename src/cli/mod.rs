@@ -10,6 +10,8 @@ mod interrupt;
 mod make_topk_predictions;
 mod model;
 mod preprocess;
+#[cfg(feature = "serve")]
+mod serve;
 mod shard;
 mod similarity;
 mod tokenize;
@@ -58,6 +60,9 @@ pub enum Command {
     EvaluationTr(evaluation::EvaluationArgs),
     /// Print how well texts fit pictures
     Similarity(similarity::SimilarityArgs),
+    /// Serve search, zero-shot classification and a page for both
+    #[cfg(feature = "serve")]
+    Serve(Box<serve::ServeArgs>),
     /// Turn texts into token ids
     Tokenize(tokenize::TokenizeArgs),
     /// Turn a picture into the pixels the image tower sees
@@ -80,6 +85,8 @@ pub fn run(command: &Command) -> anyhow::Result<()> {
         Command::Evaluation(args) => evaluation::run(args),
         Command::EvaluationTr(args) => evaluation::run_tr(args),
         Command::Similarity(args) => similarity::run(args),
+        #[cfg(feature = "serve")]
+        Command::Serve(args) => serve::run(args),
         Command::Tokenize(args) => tokenize::run(args),
         Command::Preprocess(args) => preprocess::run(args),
         Command::Demo(args) => demo::run(args),

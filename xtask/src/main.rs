@@ -3,12 +3,13 @@
 #[path = "../../src/allocator.rs"]
 mod allocator;
 mod bench;
+mod load_test;
 mod peers;
 
 use clap::{Parser, Subcommand};
 
 #[derive(Debug, Parser)]
-#[command(about = "Developer tasks")]
+#[command(about = "Developer tasks", args_override_self = true)]
 struct Cli {
     #[command(subcommand)]
     verb: Verb,
@@ -20,6 +21,8 @@ enum Verb {
     Bench(bench::BenchArgs),
     /// The training step beside PyTorch's; build it with --release
     BenchPeers(peers::PeersArgs),
+    /// Many clients on a server of this machine, with and without batching; build it with --release
+    LoadTest(load_test::LoadTestArgs),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -27,5 +30,6 @@ fn main() -> anyhow::Result<()> {
     match Cli::parse().verb {
         Verb::Bench(args) => bench::run(&args),
         Verb::BenchPeers(args) => peers::run(&args),
+        Verb::LoadTest(args) => load_test::run(&args),
     }
 }
