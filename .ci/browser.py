@@ -21,7 +21,8 @@ RIGHT = "\ue014"
 class Browser:
     """A session of the WebDriver protocol."""
 
-    def __init__(self, width, height):
+    def __init__(self, width, height, directory):
+        self.directory = directory
         self.driver = subprocess.Popen(
             ["chromedriver", "--port=0"], stdout=subprocess.PIPE, text=True
         )
@@ -92,7 +93,7 @@ class Browser:
             if value:
                 return value
             time.sleep(0.1)
-        self.screenshot(pathlib.Path("target/browser/failed.png"))
+        self.screenshot(self.directory / "failed.png")
         raise SystemExit(f"the page does not show {what}")
 
     def screenshot(self, path):
@@ -225,7 +226,7 @@ def look(browser, directory):
 def main():
     url, picture, directory = sys.argv[1], sys.argv[2], pathlib.Path(sys.argv[3])
     picture = base64.b64encode(pathlib.Path(picture).read_bytes()).decode()
-    browser = Browser(1200, 900)
+    browser = Browser(1200, 900, directory)
     try:
         browser.open(url)
         browser.wait(

@@ -15,12 +15,15 @@ use axum::{
 };
 use burn::tensor::Device;
 use cn_clip_model::{Clip, ClipConfig};
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
 
 use super::{
     Batching, Index, Limits, Pictures, ServeError, api,
     batcher::{Batcher, Compute},
-    encoder::{Embedding, Input, Preparation, encode},
+    encoder::{Embedding, IMAGE, Input, Preparation, TEXT, encode},
     error::ApiError,
     index::{Query, search},
     metrics::Metrics,
@@ -72,8 +75,9 @@ impl App {
             limit: limits.picture,
         };
         let device = served.model.device();
-        let compute = encode(served.model, preparation);
+        let mut compute = encode(served.model, preparation);
         let dim = served.config.vision.embed_dim;
+        warm_up(&mut compute, preparation)?;
         let (index, pictures) = (served.index, served.pictures);
         Self::with_compute(compute, dim, preparation, device, index, pictures, limits, batching)
     }
@@ -118,6 +122,13 @@ impl App {
         })
     }
 
+    /// A place among the requests that run.
+    pub(super) fn slot(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        self.requests.clone().try_acquire_owned().map_err(|_| {
+            ApiError::busy("too many requests at once; try again after the time in Retry-After")
+        })
+    }
+
     /// The routes.
     pub fn router(self: Arc<Self>) -> Router {
         let limited = Router::new()
@@ -140,14 +151,25 @@ impl App {
     }
 }
 
-/// Bounds the number of requests and their time.
+/// Computes once, so that no client waits for kernels to be compiled, and weights that give NaN are
+/// told of at once.
+fn warm_up(
+    compute: &mut Compute<Input, Embedding>,
+    preparation: Preparation,
+) -> Result<(), ServeError> {
+    let side = preparation.resolution;
+    let inputs =
+        [(TEXT, preparation.text("猫")), (IMAGE, Input::Image(vec![0.0; 3 * side * side]))];
+    for (lane, input) in inputs {
+        for result in compute(lane, vec![input]) {
+            result.map_err(ServeError::Model)?;
+        }
+    }
+    Ok(())
+}
+
+/// Bounds the time of requests.
 async fn limit(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let Ok(_slot) = app.requests.clone().try_acquire_owned() else {
-        return ApiError::busy(
-            "too many requests at once; try again after the time in Retry-After",
-        )
-        .into_response();
-    };
     let time = app.limits.time;
     match timeout(time, next.run(request)).await {
         Ok(response) => response,

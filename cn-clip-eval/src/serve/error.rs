@@ -45,6 +45,9 @@ pub enum ServeError {
         /// What is missing.
         reason: String,
     },
+    /// The model does not work.
+    #[error("the model cannot be served: {0}; is the checkpoint whole, and of these towers?")]
+    Model(String),
     /// The index cannot be searched.
     #[error(transparent)]
     Search(#[from] ScoreError),

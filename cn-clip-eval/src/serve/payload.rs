@@ -24,8 +24,8 @@ pub(super) struct Payload {
     pub content: Content,
     /// Pairs of the query string.
     pub query: Vec<(String, String)>,
-    /// Holds the body's share of the memory for bodies.
-    _budget: OwnedSemaphorePermit,
+    /// Holds the body's share of the memory for bodies, and a place among the requests that run.
+    _permits: [OwnedSemaphorePermit; 2],
 }
 
 /// What a body holds.
@@ -54,7 +54,8 @@ impl FromRequest<Arc<App>> for Payload {
             Kind::Json => Content::Json(bytes),
             Kind::Picture => Content::Picture(bytes),
         };
-        Ok(Self { content, query, _budget: budget })
+        // Only now: those whose bodies are slow take nobody's place.
+        Ok(Self { content, query, _permits: [budget, app.slot()?] })
     }
 }
 

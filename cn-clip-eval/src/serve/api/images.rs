@@ -1,7 +1,7 @@
 //! `GET /v1/images/{id}`: a picture of the index, small or as it is.
 
 use axum::{
-    extract::{Path, RawQuery, State},
+    extract::{Path, RawQuery, State, rejection::PathRejection},
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
@@ -45,9 +45,10 @@ impl Size {
 
 pub async fn image(
     State(app): Shared,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, ApiError> {
+    let Path(id) = id.map_err(|error| ApiError::malformed("bad_path", error.body_text()))?;
     let size = Size::parse(query.as_deref().unwrap_or_default())?;
     let Some(pictures) = app.pictures.clone() else {
         let message = "the server has no picture files; start it with --images";
@@ -57,6 +58,7 @@ pub async fn image(
     let row = app.index.row(&id).ok_or_else(|| unknown(&Id::Text(id)))?;
     let id = app.index.id(row).clone();
     let limit = app.limits.picture;
+    let _slot = app.slot()?;
     let made = app.blocking(move || {
         let file = pictures.file(&id).map_err(|error| missing(&error))?;
         match size {
