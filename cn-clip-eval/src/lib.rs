@@ -5,7 +5,7 @@
 //! such a file against the annotations that [`annotation`] turns around for the other direction.
 //! [`recall`] does the same in memory. [`zeroshot`] classifies pictures with the prompts of
 //! [`templates`], [`linear_probe`] by a layer trained on their features. [`report`] shows a run on a
-//! page.
+//! page; `serve` (feature `serve`) is a server over a model and features.
 
 pub mod annotation;
 pub mod evaluation;
@@ -19,6 +19,8 @@ pub mod python_json;
 pub mod recall;
 pub mod report;
 mod scores;
+#[cfg(feature = "serve")]
+pub mod serve;
 pub mod templates;
 pub mod zeroshot;
 

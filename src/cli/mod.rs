@@ -14,6 +14,8 @@ mod make_topk_predictions;
 mod model;
 mod preprocess;
 mod recall;
+#[cfg(feature = "serve")]
+mod serve;
 mod shard;
 mod similarity;
 mod tokenize;
@@ -69,6 +71,9 @@ pub enum Command {
     LinearProbe(linear_probe::LinearProbeArgs),
     /// Print how well texts fit pictures
     Similarity(similarity::SimilarityArgs),
+    /// Serve search, zero-shot classification and a page for both
+    #[cfg(feature = "serve")]
+    Serve(Box<serve::ServeArgs>),
     /// Turn texts into token ids
     Tokenize(tokenize::TokenizeArgs),
     /// Turn a picture into the pixels the image tower sees
@@ -94,6 +99,8 @@ pub fn run(command: &Command) -> anyhow::Result<()> {
         Command::ZeroshotEvaluation(args) => zeroshot_evaluation::run(args),
         Command::LinearProbe(args) => linear_probe::run(args),
         Command::Similarity(args) => similarity::run(args),
+        #[cfg(feature = "serve")]
+        Command::Serve(args) => serve::run(args),
         Command::Tokenize(args) => tokenize::run(args),
         Command::Preprocess(args) => preprocess::run(args),
         Command::Demo(args) => demo::run(args),

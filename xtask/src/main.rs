@@ -7,12 +7,13 @@ mod bench_search;
 mod bench_convert;
 mod convert;
 mod features;
+mod load_test;
 mod peers;
 
 use clap::{Parser, Subcommand};
 
 #[derive(Debug, Parser)]
-#[command(about = "Developer tasks")]
+#[command(about = "Developer tasks", args_override_self = true)]
 struct Cli {
     #[command(subcommand)]
     verb: Verb,
@@ -32,6 +33,8 @@ enum Verb {
     Convert(convert::ConvertArgs),
     /// Features of recorded inputs, for comparison with another program
     Features(features::FeaturesArgs),
+    /// Many clients on a server of this machine, with and without batching; build it with --release
+    LoadTest(load_test::LoadTestArgs),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -43,5 +46,6 @@ fn main() -> anyhow::Result<()> {
         Verb::BenchConvert(args) => bench_convert::run(&args),
         Verb::Convert(args) => convert::run(&args),
         Verb::Features(args) => features::run(&args),
+        Verb::LoadTest(args) => load_test::run(&args),
     }
 }

@@ -35,7 +35,7 @@ pub use self::{
     spec::expand,
     table::Table,
     tar::open_tar,
-    text_files::TextFiles,
+    text_files::{TextFiles, TsvImages},
     write::{ShardOptions, ShardSummary, TargetForm, write_shards},
 };
 use crate::{error::DataError, record::Pair, source::PairSource};

@@ -20,13 +20,13 @@ use crate::{
 /// asked for.
 pub struct TextFiles {
     texts: Rows,
-    images: Images,
+    images: TsvImages,
 }
 
 impl TextFiles {
     /// Opens the files of a split.
     pub fn open(tsv: &Path, jsonl: &Path) -> Result<Self, DataError> {
-        let images = Images::open(tsv)?;
+        let images = TsvImages::open(tsv)?;
         let mut lines = Lines::open(jsonl)?;
         let mut texts = Rows::new(jsonl)?;
         let mut line = String::new();
@@ -72,7 +72,7 @@ impl PairSource for TextFiles {
     }
 
     fn image(&self, _index: usize, pair: &Pair) -> Result<Vec<u8>, DataError> {
-        self.images.read(&pair.image_id)
+        self.images.image(&pair.image_id)
     }
 }
 
@@ -86,15 +86,21 @@ struct Entry {
     line: u32,
 }
 
-/// The lines of `<split>_imgs.tsv`, ordered by the hash of their id.
-struct Images {
+/// The pictures of `<split>_imgs.tsv`, indexed at opening: 24 bytes of memory for each.
+pub struct TsvImages {
     path: PathBuf,
     file: File,
+    /// Ordered by the hash of the id.
     entries: Vec<Entry>,
 }
 
-impl Images {
-    fn open(path: &Path) -> Result<Self, DataError> {
+impl TsvImages {
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// [`DataError::Line`] for a line of another form or an id that appears twice,
+    /// [`DataError::Empty`] without pictures, [`DataError::Io`] if it cannot be read.
+    pub fn open(path: &Path) -> Result<Self, DataError> {
         let file = File::open(path).map_err(DataError::io(path))?;
         let mut lines = Lines::open(path)?;
         let mut entries = Vec::new();
@@ -141,7 +147,11 @@ impl Images {
         rest.iter().take_while(move |entry| entry.hash == hash)
     }
 
-    fn read(&self, id: &Id) -> Result<Vec<u8>, DataError> {
+    /// The bytes of a picture file.
+    ///
+    /// # Errors
+    /// [`DataError::MissingImage`] if there is no such id, [`DataError::Image`] if it is no base64.
+    pub fn image(&self, id: &Id) -> Result<Vec<u8>, DataError> {
         let name = id.to_string();
         for entry in self.candidates(&name) {
             let line = self.line(entry)?;

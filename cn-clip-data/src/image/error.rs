@@ -1,6 +1,6 @@
 use std::{fmt, io, path::PathBuf};
 
-use super::MAX_PIXELS;
+use super::SizeLimit;
 
 /// A picture file format that can be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,10 +60,10 @@ pub enum ImageError {
         /// The feature in question.
         feature: String,
     },
-    /// The header declares more pixels than [`MAX_PIXELS`].
+    /// The header declares more pixels than allowed.
     #[error(
         "the {format} picture declares {width} x {height} pixels, more than the limit of \
-         {MAX_PIXELS}; scale it down"
+         {limit}; scale it down"
     )]
     TooLarge {
         /// Format of the file.
@@ -72,6 +72,8 @@ pub enum ImageError {
         width: u64,
         /// Declared height in pixels.
         height: u64,
+        /// What is allowed.
+        limit: SizeLimit,
     },
     /// A side of the picture is 0.
     #[error("the picture has no pixels ({width} x {height}); supply another")]

@@ -9,14 +9,15 @@ mod decode;
 mod error;
 #[cfg(test)]
 mod golden;
+mod limit;
 mod picture;
 mod resize;
 mod save;
 mod transform;
 
 pub use base64::decode_base64;
-pub use decode::MAX_PIXELS;
 pub use error::{Format, ImageError};
+pub use limit::{MAX_PIXELS, SizeLimit};
 pub use picture::{Mode, Picture, RgbPicture};
 pub use save::save_pixels;
 pub(crate) use transform::check_output;

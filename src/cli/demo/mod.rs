@@ -5,8 +5,9 @@ mod score;
 mod summary;
 
 use std::{
-    fs,
+    env, fs,
     io::{self, IsTerminal},
+    num::NonZeroU32,
     path::{Path, PathBuf},
     sync::Arc,
     time::Instant,
@@ -41,6 +42,9 @@ pub struct DemoArgs {
     /// Train for about a minute only
     #[arg(long)]
     quick: bool,
+    /// Train for that many steps only, to see whether everything works
+    #[arg(long, value_name = "N", conflicts_with = "quick")]
+    steps: Option<NonZeroU32>,
     /// Directory of everything it writes
     #[arg(long, value_name = "DIR", default_value = "demo")]
     output: PathBuf,
@@ -73,7 +77,32 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
     let summary = Summary { scores, curves, training, trained, total: began.elapsed() };
     let page = directory.join("report.html");
     summary.page().write(&page).with_context(|| format!("writing {}", page.display()))?;
-    print(&format!("{summary}\nCurves and searches: {}\n", page.display()))
+    print(&format!("{summary}\nCurves and searches: {}\n", page.display()))?;
+    #[cfg(feature = "serve")]
+    print(&format!("Search the test pictures in a browser:\n  {}\n", serve_command(args)?))?;
+    Ok(())
+}
+
+/// The command that serves what has been trained, by this binary, for a shell.
+#[cfg(feature = "serve")]
+fn serve_command(args: &DemoArgs) -> anyhow::Result<String> {
+    let program = env::args_os().next();
+    let program =
+        program.map_or("cn-clip".into(), |program| program.to_string_lossy().into_owned());
+    let mut words = vec![program, "serve".to_string()];
+    for (flag, path) in [
+        ("--checkpoint", "logs/emoji/checkpoints/epoch_latest.pt"),
+        ("--vision-model", "vision.json"),
+        ("--text-model", "text.json"),
+        ("--image-feats", "features/test_imgs.img_feat.jsonl"),
+        ("--images", "data/lmdb/test"),
+    ] {
+        words.extend([flag.to_string(), args.output.join(path).display().to_string()]);
+    }
+    if !args.device.device.is_host() {
+        words.extend(["--device".to_string(), args.device.device.to_string()]);
+    }
+    shlex::try_join(words.iter().map(String::as_str)).context("the command that serves the model")
 }
 
 /// Writes data and model configuration to a new directory, or to that of an earlier demonstration.
@@ -96,6 +125,14 @@ fn prepare(directory: &Path) -> anyhow::Result<()> {
     EMOJI.extract(&data).with_context(|| format!("writing {}", data.display()))
 }
 
+fn length(args: &DemoArgs) -> u64 {
+    match (args.steps, args.quick) {
+        (Some(steps), _) => steps.get().into(),
+        (None, true) => recipe::QUICK_STEPS,
+        (None, false) => recipe::FULL_STEPS,
+    }
+}
+
 fn configure(args: &DemoArgs) -> anyhow::Result<(ClipConfig, TrainConfig)> {
     let path = |name: &str| args.output.join(name).display().to_string();
     let (vision, text) = (path("vision.json"), path("text.json"));
@@ -110,7 +147,7 @@ fn configure(args: &DemoArgs) -> anyhow::Result<(ClipConfig, TrainConfig)> {
         seed: args.seed,
         progress: true,
         console: false,
-        ..recipe::training(&args.output, args.quick)
+        ..recipe::training(&args.output, length(args))
     };
     Ok((config, training))
 }

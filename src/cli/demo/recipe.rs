@@ -15,20 +15,19 @@ pub const CONTEXT_LENGTH: usize = 24;
 pub const RUN: &str = "emoji";
 
 /// Steps of the whole demonstration.
-const FULL_STEPS: u64 = 3500;
+pub const FULL_STEPS: u64 = 3500;
 /// Steps of `--quick`.
-const QUICK_STEPS: u64 = 500;
+pub const QUICK_STEPS: u64 = 500;
 
 /// Hyper-parameters of the run whose files go to `<directory>/logs/emoji`.
-pub fn training(directory: &Path, quick: bool) -> TrainConfig {
-    let steps = if quick { QUICK_STEPS } else { FULL_STEPS };
+pub fn training(directory: &Path, steps: u64) -> TrainConfig {
     TrainConfig {
         logs: Some(directory.join("logs")),
         name: RUN.to_string(),
         batch_size: 128,
         valid_batch_size: 256,
         length: RunLength::Steps(steps),
-        valid_step_interval: Some(steps / 5),
+        valid_step_interval: Some((steps / 5).max(1)),
         valid_epoch_interval: None,
         context_length: CONTEXT_LENGTH,
         optimizer: OptimizerConfig {

@@ -3,11 +3,11 @@ use std::io::Cursor;
 use image::{ColorType, ImageDecoder, ImageError as CrateError, codecs::bmp::BmpDecoder};
 
 use super::Format;
-use crate::image::{ImageError, Mode, Picture};
+use crate::image::{ImageError, Mode, Picture, SizeLimit};
 
 /// Decodes a Windows bitmap. A palette is applied at once, since nearest-pixel resizing does not
 /// mind; one that is a gray ramp makes the picture gray (Pillow).
-pub(super) fn decode(bytes: &[u8]) -> Result<Picture, ImageError> {
+pub(super) fn decode(bytes: &[u8], limit: SizeLimit) -> Result<Picture, ImageError> {
     let format = Format::Bmp;
     let failed = |error: CrateError| match error {
         CrateError::Unsupported(error) => format.unsupported(error.to_string()),
@@ -15,7 +15,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Picture, ImageError> {
     };
     let decoder = BmpDecoder::new(Cursor::new(bytes)).map_err(failed)?;
     let (width, height) = decoder.dimensions();
-    let (width, height) = format.check_size(width, height)?;
+    let (width, height) = format.check_size(limit, width, height)?;
     let mode = match (decoder.color_type(), decoder.get_palette()) {
         (ColorType::Rgba8, _) => Mode::Rgba,
         (_, Some(palette)) if !is_gray_ramp(palette, colours_used(bytes)) => Mode::Palette,

@@ -1,11 +1,11 @@
 use gif::{ColorOutput, DecodeOptions, MemoryLimit};
 
 use super::{Format, palette_table};
-use crate::image::{ImageError, Mode, Picture};
+use crate::image::{ImageError, Mode, Picture, SizeLimit};
 
 /// Decodes the first frame, placed on the logical screen. What it leaves free has the transparent
 /// index or index 0; a gray-ramp palette makes the picture gray instead of paletted (Pillow).
-pub(super) fn decode(bytes: &[u8]) -> Result<Picture, ImageError> {
+pub(super) fn decode(bytes: &[u8], limit: SizeLimit) -> Result<Picture, ImageError> {
     let format = Format::Gif;
     let damaged = |error: gif::DecodingError| format.damaged(error);
     let mut options = DecodeOptions::new();
@@ -22,6 +22,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Picture, ImageError> {
     let background = frame.transparent.unwrap_or(0);
     let local_palette = frame.palette.clone();
     let (width, height) = format.check_size(
+        limit,
         (left + frame_width).max(usize::from(screen_width)) as u64,
         (top + frame_height).max(usize::from(screen_height)) as u64,
     )?;

@@ -3,7 +3,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use mozjpeg::{ColorSpace, Decompress};
 
 use super::Format;
-use crate::image::{ImageError, Mode, Picture};
+use crate::image::{ImageError, Mode, Picture, SizeLimit};
 
 const START_OF_SCAN: u8 = 0xda;
 const END_OF_IMAGE: [u8; 2] = [0xff, 0xd9];
@@ -21,10 +21,10 @@ struct Header {
 
 /// Decodes an 8-bit JPEG by libjpeg-turbo's code, as Pillow does: the pixels are the same bits. Four
 /// components are taken for inverted inks, as Adobe programs write them and Pillow assumes.
-pub(super) fn decode(bytes: &[u8]) -> Result<Picture, ImageError> {
+pub(super) fn decode(bytes: &[u8], limit: SizeLimit) -> Result<Picture, ImageError> {
     let format = Format::Jpeg;
     let header = Header::parse(bytes).ok_or_else(|| format.damaged("its header is cut off"))?;
-    let (width, height) = format.check_size(header.width, header.height)?;
+    let (width, height) = format.check_size(limit, header.width, header.height)?;
     if !bytes[header.scan..].windows(2).rev().any(|pair| pair == END_OF_IMAGE) {
         return Err(format.damaged("its end is missing"));
     }

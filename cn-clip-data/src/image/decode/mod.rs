@@ -4,10 +4,7 @@ mod jpeg;
 mod png;
 mod webp;
 
-use super::{Format, ImageError, Picture};
-
-/// Most pixels a picture may declare: Pillow's decompression-bomb limit.
-pub const MAX_PIXELS: u64 = 178_956_970;
+use super::{Format, ImageError, Picture, SizeLimit};
 
 impl Format {
     /// The format that the first bytes of a file announce.
@@ -30,15 +27,16 @@ impl Format {
         ImageError::Unsupported { format: self, feature: feature.into() }
     }
 
-    /// Width and height as `usize` when neither is 0 and the area is within [`MAX_PIXELS`].
+    /// Width and height as `usize` when neither is 0 and `limit` allows them.
     fn check_size(
         self,
+        limit: SizeLimit,
         width: impl Into<u64>,
         height: impl Into<u64>,
     ) -> Result<(usize, usize), ImageError> {
         let (width, height) = (width.into(), height.into());
-        if width.saturating_mul(height) > MAX_PIXELS {
-            return Err(ImageError::TooLarge { format: self, width, height });
+        if !limit.allows(width, height) {
+            return Err(ImageError::TooLarge { format: self, width, height, limit });
         }
         let (width, height) = (width as usize, height as usize);
         if width == 0 || height == 0 {
@@ -54,17 +52,25 @@ impl Picture {
     ///
     /// # Errors
     /// When the format is unknown, the file is damaged or cut off, or it declares more than
-    /// [`MAX_PIXELS`] pixels.
+    /// [`MAX_PIXELS`](super::MAX_PIXELS) pixels.
     pub fn decode(bytes: &[u8]) -> Result<Self, ImageError> {
+        Self::decode_within(bytes, SizeLimit::default())
+    }
+
+    /// As [`decode`](Self::decode), with another limit on the declared size.
+    ///
+    /// # Errors
+    /// When the format is unknown, the file is damaged or cut off, or it declares more than `limit`.
+    pub fn decode_within(bytes: &[u8], limit: SizeLimit) -> Result<Self, ImageError> {
         if bytes.is_empty() {
             return Err(ImageError::NoBytes);
         }
         match Format::detect(bytes) {
-            Some(Format::Png) => png::decode(bytes),
-            Some(Format::Jpeg) => jpeg::decode(bytes),
-            Some(Format::WebP) => webp::decode(bytes),
-            Some(Format::Gif) => gif::decode(bytes),
-            Some(Format::Bmp) => bmp::decode(bytes),
+            Some(Format::Png) => png::decode(bytes, limit),
+            Some(Format::Jpeg) => jpeg::decode(bytes, limit),
+            Some(Format::WebP) => webp::decode(bytes, limit),
+            Some(Format::Gif) => gif::decode(bytes, limit),
+            Some(Format::Bmp) => bmp::decode(bytes, limit),
             None => {
                 let head: Vec<_> = bytes.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
                 Err(ImageError::UnknownFormat { head: head.join(" ") })
@@ -85,6 +91,7 @@ fn palette_table(rgb: &[u8]) -> [[u8; 3]; 256] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::MAX_PIXELS;
 
     fn png_header(width: u32, height: u32) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -141,6 +148,25 @@ mod tests {
         let screen = [&b"GIF89a"[..], &[0xff; 4], &[0x80, 0, 0, 1, 2, 3, 4, 5, 6], &frame];
         let error = Picture::decode(&screen.concat()).unwrap_err();
         assert!(matches!(error, ImageError::TooLarge { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_limit_of_ones_own_is_kept_to() {
+        let limit = SizeLimit { pixels: 100, side: 50 };
+        let refused = |bytes: &[u8]| match Picture::decode_within(bytes, limit) {
+            Err(ImageError::TooLarge { limit: told, .. }) => told == limit,
+            _ => false,
+        };
+        for (width, height) in [(51, 1), (1, 51), (10, 11), (u16::MAX, u16::MAX)] {
+            assert!(refused(&png_header(width.into(), height.into())), "{width} x {height}");
+            assert!(refused(&jpeg_header(width, height, 3)), "{width} x {height}");
+        }
+        assert!(!refused(&png_header(50, 2)) && !refused(&jpeg_header(10, 10, 3)));
+        let error = Picture::decode_within(&png_header(51, 1), limit).unwrap_err().to_string();
+        assert!(
+            error.contains("51 x 1 pixels, more than the limit of 100 in all and 50"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -3,11 +3,11 @@ use std::io::Cursor;
 use png::{BitDepth, ColorType, Decoder, Limits, Transformations};
 
 use super::{Format, palette_table};
-use crate::image::{ImageError, Mode, Picture};
+use crate::image::{ImageError, Mode, Picture, SizeLimit};
 
 /// Decodes a PNG into the mode Pillow gives it; the `tRNS` chunk is ignored because transparency is
 /// discarded in the end.
-pub(super) fn decode(bytes: &[u8]) -> Result<Picture, ImageError> {
+pub(super) fn decode(bytes: &[u8], limit: SizeLimit) -> Result<Picture, ImageError> {
     let format = Format::Png;
     let damaged = |error: png::DecodingError| format.damaged(error);
     let mut decoder = Decoder::new_with_limits(Cursor::new(bytes), Limits { bytes: usize::MAX });
@@ -15,7 +15,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Picture, ImageError> {
     decoder.set_ignore_iccp_chunk(true);
     decoder.set_transformations(Transformations::IDENTITY);
     let header = decoder.read_header_info().map_err(damaged)?;
-    let (width, height) = format.check_size(header.width, header.height)?;
+    let (width, height) = format.check_size(limit, header.width, header.height)?;
     let mut reader = decoder.read_info().map_err(damaged)?;
     let length = reader.output_buffer_size().ok_or_else(|| format.damaged("size overflows"))?;
     let mut raw = vec![0; length];

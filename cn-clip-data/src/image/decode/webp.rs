@@ -3,15 +3,15 @@ use std::io::Cursor;
 use image::{ColorType, ImageDecoder, ImageError as CrateError, codecs::webp::WebPDecoder};
 
 use super::Format;
-use crate::image::{ImageError, Mode, Picture};
+use crate::image::{ImageError, Mode, Picture, SizeLimit};
 
 /// Decodes WebP; of an animation, the first frame.
-pub(super) fn decode(bytes: &[u8]) -> Result<Picture, ImageError> {
+pub(super) fn decode(bytes: &[u8], limit: SizeLimit) -> Result<Picture, ImageError> {
     let format = Format::WebP;
     let damaged = |error: CrateError| format.damaged(error);
     let decoder = WebPDecoder::new(Cursor::new(bytes)).map_err(damaged)?;
     let (width, height) = decoder.dimensions();
-    let (width, height) = format.check_size(width, height)?;
+    let (width, height) = format.check_size(limit, width, height)?;
     let mode = match decoder.color_type() {
         ColorType::Rgb8 => Mode::Rgb,
         ColorType::Rgba8 => Mode::Rgba,
