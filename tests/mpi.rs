@@ -66,18 +66,31 @@ fn weights(directory: &Path, name: &str) -> Vec<(String, Vec<f32>)> {
 fn ranks_end_with_the_weights_of_one_process() {
     let directory = tempfile::tempdir().unwrap();
     let directory = directory.path();
-    run::succeed(arguments(directory, "one", 4, &["--max-steps=20"]));
-    let expected = weights(directory, "one");
-    for (ranks, name, more) in [
-        (2, "two", &["--max-steps=20", "--grad-checkpointing"][..]),
-        (4, "four", &["--max-steps=20"]),
+    let steps = ["--max-steps=20"];
+    let checkpointed = [&steps[..], &["--grad-checkpointing"]].concat();
+    let accumulated = [&checkpointed[..], &["--accum-freq=2"]].concat();
+    run::succeed(arguments(directory, "one", 4, &steps));
+    // An epoch is filled up to whole batches: two of them to a step make another run.
+    run::succeed(arguments(
+        directory,
+        "one-accumulated",
+        4,
+        &[&steps[..], &["--accum-freq=2"]].concat(),
+    ));
+    for (ranks, name, one, more) in [
+        (2, "two", "one", &checkpointed),
+        (4, "four", "one", &steps.to_vec()),
+        (2, "two-accumulated", "one-accumulated", &accumulated),
+        (4, "four-accumulated", "one-accumulated", &accumulated),
     ] {
+        let expected = weights(directory, one);
         let output = mpirun(ranks).args(arguments(directory, name, 4 / ranks, more)).output();
         let output = output.unwrap();
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{errors}");
         assert!(errors.contains(&format!("world_size: {ranks}")), "{errors}");
-        assert!(errors.contains("Global Batch Size: 4"), "{errors}");
+        let global = if one == "one" { 4 } else { 8 };
+        assert!(errors.contains(&format!("Global Batch Size: {global}")), "{errors}");
         for ((key, ours), (_, one)) in weights(directory, name).iter().zip(&expected) {
             let random = without_gradient(key, one.len());
             let rest = |values: &[f32]| [&values[..random.start], &values[random.end..]].concat();

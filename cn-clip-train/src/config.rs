@@ -324,7 +324,8 @@ impl TrainConfig {
             checkpointing: self.grad_checkpointing,
             precision: self.precision.unwrap_or_default(),
             loss_scale: None,
-            concurrent_towers: self.host,
+            // Checkpointing saves memory, and two towers at once have two blocks in it.
+            concurrent_towers: self.host && !self.grad_checkpointing,
         }
     }
 
@@ -348,6 +349,16 @@ mod tests {
         assert_eq!(OptimizerConfig::for_model("RN50").eps, 1e-8);
         assert_eq!(OptimizerConfig::for_model("ViT-L-14-336").lr, 4e-4);
         assert_eq!(OptimizerConfig::for_model("ViT-H-14").beta2, 0.98);
+    }
+
+    #[test]
+    fn checkpointed_towers_take_turns() {
+        let concurrent = |host, grad_checkpointing| {
+            let config = TrainConfig { host, grad_checkpointing, ..Default::default() };
+            config.step_options().concurrent_towers
+        };
+        assert!(concurrent(true, false));
+        assert!(!concurrent(true, true) && !concurrent(false, false));
     }
 
     #[test]

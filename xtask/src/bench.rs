@@ -214,7 +214,8 @@ impl BenchArgs {
         let options = StepOptions {
             mask_ratio: self.mask_ratio,
             checkpointing: self.grad_checkpointing,
-            concurrent_towers: host && !self.sequential_towers,
+            // As in training.
+            concurrent_towers: host && !self.grad_checkpointing && !self.sequential_towers,
             ..StepOptions::default()
         };
         let mut model = Some(model);
