@@ -65,7 +65,7 @@ impl Format {
 impl fmt::Display for Format {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = Self::ALL.iter().find(|(_, format)| format == self).map_or("", |(name, _)| name);
-        formatter.write_str(name)
+        formatter.pad(name)
     }
 }
 
