@@ -24,7 +24,8 @@ if [ ! -f "$venv/complete" ]; then
     touch "$venv/complete"
 fi
 
-cargo build --package xtask --package cn-clip --bins
+# The binaries that the tests have built.
+cargo test --no-run --quiet
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 CUDA_VISIBLE_DEVICES='' "$python" .ci/python_checkpoints.py target/debug tests/fixtures "$work"

@@ -19,7 +19,8 @@ TOLERANCE = 1e-4
 
 
 def run(program, *args):
-    subprocess.run([BINARIES / program, *map(str, args)], check=True)
+    done = subprocess.run([BINARIES / program, *map(str, args)], capture_output=True, text=True)
+    assert done.returncode == 0, f"{program} {args}: {done.stderr}"
 
 
 def config_of(variant):
