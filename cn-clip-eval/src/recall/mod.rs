@@ -207,7 +207,7 @@ fn median(ranks: &mut [usize]) -> f64 {
     if ranks.is_empty() {
         return f64::NAN;
     }
-    let even = ranks.len() % 2 == 0;
+    let even = ranks.len().is_multiple_of(2);
     let (below, &mut upper, _) = ranks.select_nth_unstable(ranks.len() / 2);
     match below.iter().max() {
         Some(&lower) if even => (lower + upper) as f64 / 2.0,

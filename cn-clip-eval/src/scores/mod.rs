@@ -292,7 +292,7 @@ mod tests {
         (index as f32 * 0.7).sin()
     }
 
-    fn count(scores: &mut Vec<u32>, row: &Row<'_>, queries: &Features, candidates: &Features) {
+    fn count(scores: &mut [u32], row: &Row<'_>, queries: &Features, candidates: &Features) {
         for (offset, &score) in row.scores.iter().enumerate() {
             let candidate = row.first + offset;
             let expected = exact(queries.row(row.query), candidates.row(candidate));
