@@ -3,8 +3,8 @@
 #[path = "../../src/allocator.rs"]
 mod allocator;
 mod bench;
-mod bench_search;
 mod bench_convert;
+mod bench_search;
 mod convert;
 mod features;
 mod load_test;

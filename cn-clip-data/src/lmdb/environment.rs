@@ -337,7 +337,9 @@ mod tests {
         let environment = Environment::open(directory.path()).unwrap();
         let page = environment.tree_page(2).unwrap();
         assert_eq!((page.count(), page.key(count - 1).unwrap().len()), (count, 4000));
-        assert!(environment.keys().find_map(Result::err).unwrap().to_string().contains("is damaged"));
+        assert!(
+            environment.keys().find_map(Result::err).unwrap().to_string().contains("is damaged")
+        );
     }
 
     #[test]

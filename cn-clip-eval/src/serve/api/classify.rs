@@ -150,7 +150,7 @@ fn prompts(
     }
     let set = set.as_deref().and_then(TemplateSet::named);
     let of_label = |label: &String| -> Vec<String> {
-        match (&templates, set) {
+        match (&templates, &set) {
             (Some(templates), _) => {
                 templates.iter().map(|template| template.replacen(LABEL, label, 1)).collect()
             }
