@@ -34,6 +34,8 @@ pub struct InspectOptions {
 /// What was found.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Inspection {
+    /// Whether the data set is read as a stream.
+    pub stream: bool,
     /// Pairs of the data set.
     pub total: usize,
     /// Pairs looked at.
@@ -126,8 +128,14 @@ pub fn inspect(source: &Source, options: &InspectOptions) -> Result<Inspection, 
     let (tried, mut reasons) = pictures;
     let unreadable = reasons.len();
     reasons.truncate(MOST_NAMED);
-    let mut found =
-        Inspection { total: source.len(), tried, unreadable, reasons, ..texts(&pairs, options) };
+    let mut found = Inspection {
+        stream: matches!(source, Source::Stream(_)),
+        total: source.len(),
+        tried,
+        unreadable,
+        reasons,
+        ..texts(&pairs, options)
+    };
     duplicates(&pairs, &mut found);
     Ok(found)
 }

@@ -138,9 +138,13 @@ pub fn data(config: &TrainConfig, inspection: &Inspection, global: usize) -> Vec
     let share = inspection.false_negatives();
     let expected = share * global.saturating_sub(1) as f64;
     if (share > FALSE_NEGATIVES || expected > 1.0) && !config.exclusive_batches {
+        let advice = match inspection.stream {
+            true => "make an LMDB of these shards by cn-clip shard, and add --dedup-batch",
+            false => "add --dedup-batch",
+        };
         found.push(warn(format!(
             "in a step of {global} pairs each shares its picture or caption with {expected:.1} \
-             others on average, which are taken for negatives: add --dedup-batch"
+             others on average, which are taken for negatives: {advice}"
         )));
     }
     if inspection.cut_share() > CUT {
@@ -256,5 +260,9 @@ mod tests {
             assert!(all.contains(flag), "{flag}: {all}");
         }
         assert!(all.contains("image 7: truncated"));
+        // Batches of a stream cannot be arranged.
+        let stream = Inspection { stream: true, ..inspection };
+        let all = warnings(data(&TrainConfig::default(), &stream, 64));
+        assert!(all.contains("make an LMDB"), "{all}");
     }
 }

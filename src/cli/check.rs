@@ -63,10 +63,11 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<()> {
         resnet: matches!(model.visual, ImageTower::ResNet(_)),
     };
     let mut found = preflight::data(&config, &inspection, global);
-    if let (Some(path), None) = (&from, &config.resume) {
-        found.push(preflight::continued(&config, path));
+    match (&from, &config.resume) {
+        // Its settings were judged when it began.
+        (Some(path), None) => found.push(preflight::continued(&config, path)),
+        _ => found.extend(preflight::settings(&config, &setup)),
     }
-    found.extend(preflight::settings(&config, &setup));
     let line = |finding: &preflight::Finding| {
         format!("{} {}\n", if finding.warning { "!" } else { "-" }, finding.message)
     };
