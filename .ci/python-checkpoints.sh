@@ -8,9 +8,8 @@ cd "$(dirname "$0")/.."
 venv=target/python
 python=$venv/bin/python
 if [ ! -f "$venv/complete" ]; then
-    if ! command -v python3 > /dev/null; then
-        echo "SKIPPED: python-checkpoints needs python3, which is not installed"
-        exit 0
+    if ! python3 -c "import ensurepip, venv" 2> /dev/null; then
+        apt-get update -qq && apt-get install -y -qq python3 python3-venv
     fi
     python3 -m venv "$venv"
     if ! "$python" -m pip download --quiet --no-deps --dest "$venv/probe" six; then

@@ -77,6 +77,10 @@ pub struct VisionConfig {
     pub head_width: usize,
 }
 
+/// Largest size and depth of a tower: a file that says more is no model.
+const MAX_SIZE: usize = 1 << 24;
+const MAX_DEPTH: usize = 1 << 12;
+
 fn default_head_width() -> usize {
     64
 }
@@ -111,6 +115,14 @@ impl VisionConfig {
             (VisionLayers::Transformer(_), Some(patch)) => patch,
             (VisionLayers::ResNet(_), _) => 32,
         };
+        let depth = match self.layers {
+            VisionLayers::Transformer(depth) => depth,
+            VisionLayers::ResNet(stages) => stages.into_iter().max().unwrap_or(0),
+        };
+        let sizes = [self.embed_dim, self.width, self.head_width, self.image_resolution, stride];
+        if depth > MAX_DEPTH || sizes.iter().any(|size| *size > MAX_SIZE) {
+            return fail(format!("sizes above {MAX_SIZE} or more than {MAX_DEPTH} layers"));
+        }
         if self.embed_dim == 0 || self.width == 0 || self.head_width == 0 || stride == 0 {
             return fail("embed_dim, width, head width and patch size must be positive".into());
         }
@@ -194,6 +206,16 @@ impl TextConfig {
         let fail = |reason: &str| {
             Err(ModelError::Config { name: name.to_string(), reason: reason.into() })
         };
+        let sizes = [
+            self.vocab_size,
+            self.hidden_size,
+            self.intermediate_size,
+            self.max_positions,
+            self.type_vocab_size,
+        ];
+        if self.layers > MAX_DEPTH || sizes.iter().any(|size| *size > MAX_SIZE) {
+            return fail("it has sizes or a number of layers that no model has");
+        }
         if self.hidden_size == 0 || self.vocab_size == 0 || self.max_positions < 2 {
             return fail("sizes of vocabulary, hidden states and positions must be positive");
         }

@@ -127,7 +127,7 @@ fn an_honest_file_of_the_same_make_is_read() {
 fn names_that_are_not_data_are_refused_by_name() {
     for (pickle, name) in [
         (&b"\x80\x02cposix\nsystem\nX\x02\0\0\0ls\x85R."[..], "`posix.system`"),
-        (b"\x80\x02cbuiltins\neval\nX\x01\0\0\01\x85R.", "`builtins.eval`"),
+        (b"\x80\x02cbuiltins\neval\nX\x01\0\0\x001\x85R.", "`builtins.eval`"),
         (b"\x80\x04\x8c\x08builtins\x8c\x04exec\x93.", "`builtins.exec`"),
         (b"\x80\x02c__builtin__\ngetattr\n.", "`__builtin__.getattr`"),
         (b"\x80\x02ctorch\nload\n.", "`torch.load`"),
@@ -264,7 +264,7 @@ fn names_in_archives_lead_nowhere() {
         assert_eq!(read(&archive(&[(&head, &pickle), (&data, &[0; 8])])), Ok(1), "{root}");
     }
     // A storage whose name leads out of the archive is not there.
-    let at = pickle.windows(6).position(|part| part == b"X\x01\0\0\00").unwrap();
+    let at = pickle.windows(6).position(|part| part == b"X\x01\0\0\x000").unwrap();
     let mut outside = pickle[..at].to_vec();
     outside.extend(b"X\x0b\0\0\0../../etc/x");
     outside.extend(&pickle[at + 6..]);

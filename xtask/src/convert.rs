@@ -1,6 +1,9 @@
 //! `cargo xtask convert`: a checkpoint of any form into any other.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::Context;
 use clap::Args;
@@ -52,7 +55,7 @@ pub struct ModelArgs {
 
 impl ModelArgs {
     /// The architecture they name, as far as they do; `None` if they name nothing.
-    pub fn config(&self, input: &PathBuf) -> anyhow::Result<Option<ClipConfig>> {
+    pub fn config(&self, input: &Path) -> anyhow::Result<Option<ClipConfig>> {
         Ok(Some(match (&self.model, &self.vision_model, &self.text_model) {
             (Some(name), _, _) => ClipConfig::published(name)?,
             (None, Some(vision), Some(text)) => ClipConfig::load(vision, text)?,

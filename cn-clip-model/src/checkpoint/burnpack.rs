@@ -21,8 +21,9 @@ use super::{
     export::Export,
     metadata,
     names::StateDict,
+    source::Source,
     state_dict::Checkpoint,
-    tensor::{Data, ElementType, LazyTensor, Source, Stored},
+    tensor::{Data, ElementType, LazyTensor, Stored},
 };
 use crate::ModelError;
 

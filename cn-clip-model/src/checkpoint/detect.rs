@@ -45,7 +45,9 @@ pub fn detect_config(checkpoint: &Checkpoint) -> Result<ClipConfig, ModelError> 
             ));
         }
     }
-    Ok(ClipConfig { vision, text })
+    let config = ClipConfig { vision, text };
+    config.validate()?;
+    Ok(config)
 }
 
 /// What a whole model looks like, in words; `None` if it is none.

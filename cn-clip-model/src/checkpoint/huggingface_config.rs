@@ -106,7 +106,7 @@ impl HubConfig {
             other => return Err(format!("text tower with activation `{other}`")),
         };
         let head_width = vision.hidden_size.checked_div(vision.num_attention_heads);
-        Ok(ClipConfig {
+        let config = ClipConfig {
             vision: VisionConfig {
                 embed_dim: projection_dim,
                 image_resolution: vision.image_size,
@@ -128,7 +128,9 @@ impl HubConfig {
                 type_vocab_size: text.type_vocab_size,
                 initializer_range: text.initializer_range,
             },
-        })
+        };
+        config.validate().map_err(|error| error.to_string())?;
+        Ok(config)
     }
 }
 
@@ -256,6 +258,8 @@ mod tests {
             (r#"{"vision_config": {"hidden_act": "gelu"}}"#, "`gelu`"),
             (r#"{"text_config": {"hidden_act": "mish"}}"#, "`mish`"),
             (r#"{"vision_config": {"num_attention_heads": 0}}"#, "heads"),
+            (r#"{"vision_config": {"num_hidden_layers": 1000000000000}}"#, "layers"),
+            (r#"{"text_config": {"hidden_size": 1152921504606846976}}"#, "no model"),
             ("[", "EOF"),
         ] {
             let error = HubConfig::parse(text).unwrap_err();

@@ -6,7 +6,8 @@ use super::{
     pickle::{Node, NodeId},
     pytorch::Archive,
     save::AdamWSettings,
-    tensor::{LazyTensor, Source},
+    source::Source,
+    tensor::LazyTensor,
 };
 use crate::ModelError;
 

@@ -12,8 +12,9 @@ use zip::{CompressionMethod, ZipArchive};
 use super::{
     optimizer,
     pickle::{Node, NodeId, Pickle, parse},
+    source::Source,
     state_dict::{Checkpoint, Progress},
-    tensor::{Data, LazyTensor, Source, Stored},
+    tensor::{Data, LazyTensor, Stored},
 };
 use crate::ModelError;
 

@@ -10,8 +10,9 @@ use ::safetensors::{
 use super::{
     export::Export,
     metadata,
+    source::Source,
     state_dict::Checkpoint,
-    tensor::{Data, ElementType, LazyTensor, Source, Stored},
+    tensor::{Data, ElementType, LazyTensor, Stored},
 };
 use crate::ModelError;
 

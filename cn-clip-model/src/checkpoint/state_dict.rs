@@ -5,10 +5,8 @@ use std::path::Path;
 use burn_pack::MAGIC_NUMBER;
 
 use super::{
-    burnpack, huggingface, names,
-    optimizer::OptimizerState,
-    pytorch, safetensors,
-    tensor::{LazyTensor, Source},
+    burnpack, huggingface, names, optimizer::OptimizerState, pytorch, safetensors, source::Source,
+    tensor::LazyTensor,
 };
 use crate::{ClipConfig, ModelError};
 
