@@ -164,11 +164,16 @@ pub(super) fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
         let message = format!("the body is not UTF-8 from byte {at} on; encode it as UTF-8");
         ApiError::malformed("not_utf8", message)
     })?;
-    serde_json::from_str(text).map_err(|error| {
+    let parsed = serde_json::from_str(text).map_err(|error| {
         let message = format!("the body is not the JSON that is expected: {error}");
         match error.classify() {
             serde_json::error::Category::Data => ApiError::invalid("bad_request", message),
             _ => ApiError::malformed("bad_json", message),
         }
-    })
+    })?;
+    // The parser would also take a list of the values, whose order nobody knows.
+    match text.trim_start().starts_with('{') {
+        true => Ok(parsed),
+        false => Err(ApiError::invalid("bad_request", "the body must be a JSON object")),
+    }
 }

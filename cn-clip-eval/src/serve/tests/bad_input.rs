@@ -33,11 +33,12 @@ async fn refused(app: &Arc<App>, answer: Answer, status: u16, code: &str) -> Str
 async fn bodies_that_are_not_what_they_should_be() {
     let app = app(limits(), Batching::default());
     let megabyte = json!({ "text": "长".repeat(1 << 19) }).to_string();
-    let cases: [(&str, &str, &[u8], u16, &str); 21] = [
+    let cases: [(&str, &str, &[u8], u16, &str); 22] = [
         ("/v1/embed/text", JSON, b"", 400, "bad_json"),
         ("/v1/embed/text", JSON, b"{\"text\": \"a\"", 400, "bad_json"),
         ("/v1/embed/text", JSON, b"{\"text\": \"\xff\xfe\"}", 400, "not_utf8"),
         ("/v1/embed/text", JSON, b"[]", 422, "bad_request"),
+        ("/v1/embed/text", JSON, b"[\"a\", null]", 422, "bad_request"),
         ("/v1/embed/text", JSON, b"{}", 422, "bad_request"),
         ("/v1/embed/text", JSON, b"{\"text\": \"a\", \"texts\": [\"b\"]}", 422, "bad_request"),
         ("/v1/embed/text", JSON, b"{\"text\": 5}", 422, "bad_request"),
@@ -60,7 +61,7 @@ async fn bodies_that_are_not_what_they_should_be() {
         refused(&app, post(&app, path, media, body.to_vec()).await, status, code).await;
     }
     let deep = "[".repeat(100_000);
-    refused(&app, post(&app, "/v1/search", JSON, deep).await, 400, "bad_json").await;
+    refused(&app, post(&app, "/v1/search", JSON, deep).await, 422, "bad_request").await;
     let large = vec![b' '; (1 << 21) + 1];
     refused(&app, post(&app, "/v1/search", JSON, large).await, 413, "body_too_large").await;
 }

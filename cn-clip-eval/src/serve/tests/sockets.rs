@@ -42,9 +42,9 @@ impl Server {
     /// Sends bytes and reads until the server closes.
     fn exchange(&self, bytes: &[u8]) -> String {
         let mut stream = self.connect();
-        stream.write_all(bytes).unwrap();
+        // The server may reset a connection whose request it does not want to read.
+        let _ = stream.write_all(bytes);
         let mut answer = Vec::new();
-        // The server may reset a connection whose request it has not read.
         let _ = stream.read_to_end(&mut answer);
         String::from_utf8_lossy(&answer).into_owned()
     }
@@ -147,7 +147,7 @@ fn what_is_no_request_is_refused() {
         let answer = server.exchange(garbage);
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400"), "{answer}");
     }
-    let head = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(100_000));
+    let head = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(1 << 20));
     let answer = server.exchange(head.as_bytes());
     assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer}");
     // Announced too large: refused before anything of it is sent.
