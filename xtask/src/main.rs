@@ -3,6 +3,8 @@
 #[path = "../../src/allocator.rs"]
 mod allocator;
 mod bench;
+mod gpu_bench;
+mod parity;
 mod peers;
 
 use clap::{Parser, Subcommand};
@@ -20,6 +22,10 @@ enum Verb {
     Bench(bench::BenchArgs),
     /// The training step beside PyTorch's; build it with --release
     BenchPeers(peers::PeersArgs),
+    /// What a device computes beside recordings, with tolerances
+    Parity(parity::ParityArgs),
+    /// A folder that measures rates beside PyTorch's on a CUDA machine, and the results as a table
+    GpuBench(gpu_bench::GpuBenchArgs),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -27,5 +33,7 @@ fn main() -> anyhow::Result<()> {
     match Cli::parse().verb {
         Verb::Bench(args) => bench::run(&args),
         Verb::BenchPeers(args) => peers::run(&args),
+        Verb::Parity(args) => parity::run(&args),
+        Verb::GpuBench(args) => gpu_bench::run(&args),
     }
 }
