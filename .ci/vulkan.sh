@@ -17,7 +17,6 @@ cargo build --profile parity -p xtask -p cn-clip --features "$(IFS=,; echo "${fe
 
 # Kernels are compiled by the processor and run on it: trying many of them would only take time.
 export CUBECL_AUTOTUNE_LEVEL=minimal
-export CUBECL_WGPU_DEFAULT_DEVICE=Cpu
 for device in ndarray vulkan; do
     timeout 400 target/parity/xtask parity --device "$device" --json "target/parity/$device.json"
 done
