@@ -2,11 +2,17 @@
 //!
 //! The only place of the workspace that names Burn backends.
 
-use std::{fmt, str::FromStr};
+use std::{
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    str::FromStr,
+};
 
 use burn::tensor::Device;
 
 use crate::ModelError;
+
+const MISSING: &str = "no such device on this machine, or its driver is missing";
 
 /// Kind of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -44,6 +50,13 @@ impl DeviceKind {
 }
 
 /// A parsed device string.
+///
+/// Without a number it is the default device of its kind: the first one of CUDA and ROCm, what the
+/// driver prefers (a graphics card before a software device) of Wgpu, Vulkan and Metal, where
+/// `CUBECL_WGPU_DEFAULT_DEVICE` overrides it. With a number it is that one of
+/// [`available`](Self::available), from 0. For CUDA and ROCm this is the number that the driver
+/// gives; Vulkan and Metal list discrete cards first, then integrated, virtual and software ones;
+/// Wgpu lists in the order of the graphics API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct DeviceSpec {
     kind: DeviceKind,
@@ -69,25 +82,38 @@ impl DeviceSpec {
         Self { kind: self.kind, index: self.index.or(Some(index)) }
     }
 
+    /// The devices of this build that this machine has, each with its number.
+    pub fn available() -> Vec<Self> {
+        let kinds = compiled().into_iter().filter_map(|name| name.parse::<Self>().ok());
+        let devices = |spec: Self| match spec.is_host() {
+            true => vec![spec],
+            false => {
+                // A backend without its driver may panic.
+                let found = catch_unwind(AssertUnwindSafe(|| spec.enumerate().len()));
+                (0..found.unwrap_or(0)).map(|index| spec.or_index(index)).collect()
+            }
+        };
+        kinds.flat_map(devices).collect()
+    }
+
     /// Opens the device, without autodiff.
     ///
-    /// Fails with the Cargo feature to enable when the backend was not compiled in, and with the
-    /// backend's own message when the machine has no such device.
+    /// Fails with the Cargo feature to enable when the backend was not compiled in, and with what
+    /// the machine has when it has no such device.
     pub fn open(&self) -> Result<Device, ModelError> {
-        let device = self.backend()?;
-        // GPU backends panic on first use of a device that does not exist.
-        let probe = std::panic::AssertUnwindSafe(|| {
-            let one = burn::tensor::Tensor::<1>::ones([1], &device);
-            one.into_data().iter::<f32>().next()
-        });
         if self.is_host() {
-            return Ok(device);
+            return self.backend();
         }
-        match std::panic::catch_unwind(probe) {
-            Ok(Some(1.0)) => Ok(device),
-            Ok(_) => Err(self.error("the device computes wrong results")),
-            Err(_) => Err(self.error("no such device on this machine, or its driver is missing")),
-        }
+        // GPU backends panic on first use of a device that does not exist.
+        let opened = catch_unwind(AssertUnwindSafe(|| {
+            let device = self.backend()?;
+            let one = burn::tensor::Tensor::<1>::ones([1], &device);
+            match one.into_data().iter::<f32>().next() {
+                Some(1.0) => Ok(device),
+                _ => Err(self.error("the device computes wrong results")),
+            }
+        }));
+        opened.unwrap_or_else(|_| Err(self.error(MISSING)))
     }
 
     fn error(&self, reason: impl Into<String>) -> ModelError {
@@ -95,6 +121,15 @@ impl DeviceSpec {
     }
 
     fn backend(&self) -> Result<Device, ModelError> {
+        let name = self.kind.name();
+        if let Some(index) = self.index.filter(|_| !self.is_host() && compiled().contains(&name)) {
+            let mut devices = self.enumerate();
+            return match devices.len() {
+                0 => Err(self.error(MISSING)),
+                count if index < count => Ok(devices.swap_remove(index)),
+                count => Err(self.error(format!("this machine has {name}:0 to :{}", count - 1))),
+            };
+        }
         match self.kind {
             #[cfg(feature = "flex")]
             DeviceKind::Cpu => Ok(Device::flex()),
@@ -103,18 +138,18 @@ impl DeviceSpec {
             #[cfg(feature = "ndarray")]
             DeviceKind::NdArray => Ok(ndarray()),
             #[cfg(feature = "wgpu")]
-            DeviceKind::Wgpu => Ok(Device::wgpu(self.graphics())),
+            DeviceKind::Wgpu => Ok(Device::wgpu(Default::default())),
             #[cfg(feature = "vulkan")]
-            DeviceKind::Vulkan => Ok(Device::vulkan(self.graphics())),
+            DeviceKind::Vulkan => Ok(Device::vulkan(Default::default())),
             #[cfg(feature = "metal")]
-            DeviceKind::Metal => Ok(Device::metal(self.graphics())),
+            DeviceKind::Metal => Ok(Device::metal(Default::default())),
             #[cfg(feature = "cuda")]
-            DeviceKind::Cuda => Ok(Device::cuda(self.index.unwrap_or(0))),
+            DeviceKind::Cuda => Ok(Device::cuda(0)),
             #[cfg(feature = "rocm")]
-            DeviceKind::Rocm => Ok(Device::rocm(self.index.unwrap_or(0))),
+            DeviceKind::Rocm => Ok(Device::rocm(0)),
             #[allow(unreachable_patterns)]
             _ => {
-                let feature = if self.kind == DeviceKind::Cpu { "flex" } else { self.kind.name() };
+                let feature = if self.kind == DeviceKind::Cpu { "flex" } else { name };
                 Err(self.error(format!(
                     "not in this build: compile with `--features {feature}` (compiled in: {})",
                     compiled().join(", ")
@@ -123,13 +158,41 @@ impl DeviceSpec {
         }
     }
 
-    #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
-    fn graphics(&self) -> burn::tensor::DeviceKind {
-        match self.index {
-            Some(index) => burn::tensor::DeviceKind::DiscreteGpu(index),
-            None => burn::tensor::DeviceKind::DefaultDevice,
+    /// The devices of this kind, in the order of their numbers.
+    fn enumerate(&self) -> Vec<Device> {
+        #[allow(unused_imports)]
+        use burn::tensor::DeviceType;
+        match self.kind {
+            #[cfg(feature = "wgpu")]
+            DeviceKind::Wgpu => Device::enumerate(DeviceType::Wgpu).into_vec(),
+            #[cfg(feature = "vulkan")]
+            DeviceKind::Vulkan => Device::enumerate(DeviceType::Vulkan).into_vec(),
+            #[cfg(feature = "metal")]
+            DeviceKind::Metal => Device::enumerate(DeviceType::Metal).into_vec(),
+            #[cfg(feature = "cuda")]
+            DeviceKind::Cuda => Device::enumerate(DeviceType::Cuda).into_vec(),
+            #[cfg(feature = "rocm")]
+            DeviceKind::Rocm => Device::enumerate(DeviceType::Rocm).into_vec(),
+            _ => Vec::new(),
         }
     }
+}
+
+/// Name of a device and its memory in bytes, as far as its backend tells them. Opens the device.
+pub fn identity(device: &Device) -> (Option<String>, Option<u64>) {
+    #[cfg(any(
+        feature = "wgpu",
+        feature = "vulkan",
+        feature = "metal",
+        feature = "cuda",
+        feature = "rocm"
+    ))]
+    if let burn_dispatch::DispatchDevice::Cube(cube) = device.as_dispatch() {
+        let memory = cube.client().properties().memory.max_memory();
+        return (device.identity().map(|identity| identity.name), memory);
+    }
+    let _ = device;
+    (None, None)
 }
 
 #[cfg(feature = "ndarray")]
@@ -216,6 +279,23 @@ mod tests {
     fn the_processor_is_the_host_with_and_without_autodiff() {
         let device = DeviceSpec::CPU.open().unwrap();
         assert!(is_host(&device) && is_host(&device.autodiff()));
+    }
+
+    #[test]
+    fn what_is_available_opens() {
+        let available = DeviceSpec::available();
+        assert!(available.contains(&DeviceSpec::CPU));
+        for spec in available {
+            let device = spec.open().unwrap();
+            assert!(spec.is_host() || identity(&device).0.is_some(), "{spec}");
+        }
+    }
+
+    #[test]
+    #[cfg(feature = "vulkan")]
+    fn a_number_that_no_device_has_says_which_there_are() {
+        let error = "vulkan:99".parse::<DeviceSpec>().unwrap().open().unwrap_err().to_string();
+        assert!(error.contains("this machine has vulkan:0") || error.contains(MISSING), "{error}");
     }
 
     #[test]

@@ -5,147 +5,67 @@
 #[path = "../../tests/support/golden.rs"]
 mod golden;
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+#[path = "../../tests/support/towers.rs"]
+mod towers;
+
+use burn::tensor::{Device, Tensor};
 use cn_clip_model::{
-    Clip, ClipConfig, ImageTower, ModelError, Pass, TextConfig, VisionConfig,
+    Clip, ClipConfig, ImageTower, ModelError, Pass, Precision, TextConfig, VisionConfig,
     checkpoint::{self, Checkpoint, parameter_count, parameters},
-    normalize, pos_embed,
-    text::bert::Bert,
-    token_tensor,
-    vision::resnet::ModifiedResNet,
+    pos_embed,
 };
 use golden::{Golden, fixture};
 use safetensors::SafeTensors;
+use towers::{config_with, floats, input_on, load_on};
 
 const TOLERANCE: f32 = 1e-4;
 
 fn config(variant: &str) -> ClipConfig {
-    let path = fixture(&format!("model/{variant}/config.json"));
-    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-    let mut model = json["model_config"].clone();
-    model.as_object_mut().unwrap().retain(|_, value| !value.is_null());
-    serde_json::from_value(model).unwrap()
+    config_with(variant, 0.1)
 }
 
 fn load(variant: &str) -> Clip {
-    let model = Clip::init(&config(variant), &Device::default(), 0);
-    let file = fixture(&format!("model/{variant}/checkpoint_fp16.pt"));
-    checkpoint::load(model, &Checkpoint::open(file).unwrap()).unwrap()
-}
-
-fn floats<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor.into_data().try_into_vec().unwrap()
+    load_on(variant, &Device::default())
 }
 
 fn input<const D: usize>(golden: &Golden, name: &str) -> Tensor<D> {
-    let recorded = golden.get(name);
-    let data = TensorData::new(recorded.values.clone(), recorded.shape.clone());
-    Tensor::from_data(data, &Device::default())
+    input_on(golden, name, &Device::default())
 }
 
-fn tokens(golden: &Golden, name: &str) -> Tensor<2, Int> {
-    let recorded = golden.get(name);
-    Tensor::from_data(TensorData::new(recorded.ints(), recorded.shape.clone()), &Device::default())
-}
-
-fn check_forward(variant: &str) {
-    let golden = Golden::open(&format!("model/{variant}/forward_eval.safetensors"));
-    let model = load(variant);
-    let image = model.encode_image(input(&golden, "pixels"), None, Pass::Eval);
-    let text = model.encode_text(tokens(&golden, "tokens"), Pass::Eval);
-    let short = model.encode_text(tokens(&golden, "tokens_ctx24"), Pass::Eval);
-    golden.check("image_features", &floats(image.clone()), TOLERANCE);
-    golden.check("text_features", &floats(text.clone()), TOLERANCE);
-    golden.check("text_features_ctx24", &floats(short), TOLERANCE);
-    let (image, text) = (normalize(image), normalize(text));
-    golden.check("image_features_norm", &floats(image.clone()), TOLERANCE);
-    golden.check("text_features_norm", &floats(text.clone()), TOLERANCE);
-    golden.check("logit_scale_exp", &floats(model.logit_scale.val().exp()), TOLERANCE);
-    golden.check(
-        "logits_per_image",
-        &floats(model.similarity(image.clone(), text.clone())),
-        TOLERANCE,
-    );
-    golden.check("logits_per_text", &floats(model.similarity(image, text).transpose()), TOLERANCE);
-
-    let ids = golden.get("tokens").ints();
-    let trimmed = token_tensor(&ids, 52, &Device::default());
-    assert!(trimmed.dims()[1] <= 52);
-    golden.check("text_features", &floats(model.encode_text(trimmed, Pass::Eval)), TOLERANCE);
-}
-
-fn check_text_traces(variant: &str) {
-    let golden = Golden::open(&format!("model/{variant}/forward_eval.safetensors"));
-    let model = load(variant);
-    let ids = tokens(&golden, "tokens");
-    let bias = Bert::attention_bias(ids.clone(), &Device::default());
-    let mut x = model.bert.embed(ids, Pass::Eval);
-    golden.check("trace.bert.embeddings", &floats(x.clone()), TOLERANCE);
-    for index in 0..model.bert.encoder.layer.len() {
-        x = model.bert.layer(index, x, bias.clone(), Pass::Eval, false);
-        golden.check(&format!("trace.bert.encoder.layer.{index}"), &floats(x.clone()), TOLERANCE);
-    }
+fn check_towers(variant: &str) {
+    let device = Device::default();
+    towers::forward(variant, &device, Precision::Fp32).check(TOLERANCE);
+    towers::text_layers(variant, &device, Precision::Fp32).check(TOLERANCE);
+    towers::image_layers(variant, &device, Precision::Fp32).check(TOLERANCE);
 }
 
 #[test]
 fn vit_forward() {
-    check_forward("vit_tiny");
-    check_text_traces("vit_tiny");
+    check_towers("vit_tiny");
 }
 
 #[test]
 fn resnet_forward() {
-    check_forward("rn_tiny");
-    check_text_traces("rn_tiny");
+    check_towers("rn_tiny");
 }
 
 #[test]
-fn vit_traces() {
+fn the_first_token_of_a_block_alone_is_that_of_the_whole_block() {
     let golden = Golden::open("model/vit_tiny/forward_eval.safetensors");
     let model = load("vit_tiny");
     let ImageTower::Vit(tower) = &model.visual else { panic!("not a ViT") };
-    let pixels: Tensor<4> = input(&golden, "pixels");
-    let patches = tower.conv1.forward(pixels.clone()).swap_dims(1, 2);
-    golden.check("trace.visual.conv1", &floats(patches), TOLERANCE);
-    let mut x = tower.embed(pixels, None);
-    golden.check("trace.visual.ln_pre", &floats(x.clone()), TOLERANCE);
-    for (index, block) in tower.transformer.resblocks.iter().enumerate() {
+    let mut x = tower.embed(input(&golden, "pixels"), None);
+    for block in &tower.transformer.resblocks {
         let first = block.forward_first(x.clone());
         x = block.forward(x);
-        // Recorded as [tokens, batch, width].
-        let name = format!("trace.visual.transformer.resblocks.{index}");
-        golden.check(&name, &floats(x.clone().swap_dims(0, 1)), TOLERANCE);
         let whole = floats(x.clone().slice_dim(1, 0..1));
         assert!(golden::relative_error(&floats(first), &whole) < 1e-5);
     }
-    golden.check("image_features", &floats(tower.head(x)), TOLERANCE);
-}
-
-#[test]
-fn resnet_traces() {
-    let golden = Golden::open("model/rn_tiny/forward_eval.safetensors");
-    let model = load("rn_tiny");
-    let ImageTower::ResNet(tower) = &model.visual else { panic!("not a ResNet") };
-    let pixels: Tensor<4> = input(&golden, "pixels");
-    golden.check("trace.visual.conv1", &floats(tower.conv1.forward(pixels.clone())), TOLERANCE);
-    let mut x = tower.stem(pixels, Pass::Eval);
-    golden.check("trace.visual.avgpool", &floats(x.clone()), TOLERANCE);
-    for (index, blocks) in tower.stages().into_iter().enumerate() {
-        x = ModifiedResNet::stage(blocks, x, Pass::Eval);
-        golden.check(&format!("trace.visual.layer{}", index + 1), &floats(x.clone()), TOLERANCE);
-    }
-    golden.check("trace.visual.attnpool", &floats(tower.attnpool.forward(x)), TOLERANCE);
 }
 
 #[test]
 fn flip_selects_the_recorded_patches() {
-    let golden = Golden::open("model/vit_tiny/flip_mask05.safetensors");
-    let inputs = Golden::open("model/vit_tiny/forward_eval.safetensors");
-    let model = load("vit_tiny");
-    // Recorded as token positions, where the class token is 0.
-    let keep = tokens(&golden, "ids_keep") - 1;
-    let features = model.encode_image(input(&inputs, "pixels"), Some(keep), Pass::Eval);
-    golden.check("image_features", &floats(features), TOLERANCE);
+    towers::masked_forward(&Device::default(), Precision::Fp32).check(TOLERANCE);
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod check;
 mod demo;
 mod device;
 mod encoder;
+mod devices;
 mod evaluation;
 mod extract_features;
 mod extraction_progress;
@@ -78,6 +79,8 @@ pub enum Command {
     Tokenize(tokenize::TokenizeArgs),
     /// Turn a picture into the pixels the image tower sees
     Preprocess(preprocess::PreprocessArgs),
+    /// List the devices of this build and machine, each with a short self-test
+    Devices(devices::DevicesArgs),
     /// Train a small model on pictures of emoji, search and score it
     Demo(demo::DemoArgs),
 }
@@ -103,6 +106,7 @@ pub fn run(command: &Command) -> anyhow::Result<()> {
         Command::Serve(args) => serve::run(args),
         Command::Tokenize(args) => tokenize::run(args),
         Command::Preprocess(args) => preprocess::run(args),
+        Command::Devices(args) => devices::run(args),
         Command::Demo(args) => demo::run(args),
     }
 }

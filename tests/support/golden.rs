@@ -2,12 +2,15 @@
 
 #![allow(dead_code)] // Every test binary uses a part of it.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, env, path::PathBuf};
 
 use safetensors::{Dtype, SafeTensors};
 
-/// Path of a fixture.
+/// Path of a fixture: in the directory `CN_CLIP_FIXTURES` or, without that, of the workspace.
 pub fn fixture(name: &str) -> PathBuf {
+    if let Some(root) = env::var_os("CN_CLIP_FIXTURES") {
+        return PathBuf::from(root).join(name);
+    }
     // Member crates lie one level below the workspace.
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     let root = if root.join("tests/fixtures").is_dir() { root } else { root.join("..") };
@@ -98,9 +101,58 @@ impl Golden {
         Some(relative_error(&got, &expected))
     }
 
+    /// A recorded value of one element.
+    pub fn scalar(&self, name: &str) -> f32 {
+        self.get(name).values[0]
+    }
+
     /// As [`error`](Self::error), and fails the test when it exceeds `tolerance`.
     pub fn check(&self, name: &str, values: &[f32], tolerance: f32) {
         let error = self.error(name, values).unwrap_or_else(|| panic!("no `{name}` recorded"));
+        assert!(error <= tolerance, "{name}: relative error {error:e} > {tolerance:e}");
+    }
+}
+
+/// What came out of a comparison: errors by name.
+#[derive(Debug, Default)]
+pub struct Errors {
+    /// Name, error relative to the largest expected value.
+    pub found: Vec<(String, f32)>,
+    /// Squared norms of the differences and of what was expected.
+    squares: (f64, f64),
+}
+
+impl Errors {
+    /// Compares values with those expected.
+    pub fn add(&mut self, name: &str, got: &[f32], expected: &[f32]) {
+        let square = |x: f32| f64::from(x) * f64::from(x);
+        self.squares.0 += got.iter().zip(expected).map(|(a, b)| square(a - b)).sum::<f64>();
+        self.squares.1 += expected.iter().map(|b| square(*b)).sum::<f64>();
+        self.found.push((name.to_string(), relative_error(got, expected)));
+    }
+
+    /// Compares values with a recorded tensor, or with what was recorded of it.
+    pub fn add_recorded(&mut self, golden: &Golden, name: &str, values: &[f32]) {
+        let found = golden.cut(name, values);
+        let (got, expected) = found.unwrap_or_else(|| panic!("no `{name}` recorded"));
+        self.add(name, &got, &expected);
+    }
+
+    /// The largest error and where it is.
+    pub fn worst(&self) -> (&str, f32) {
+        let worst = self.found.iter().max_by(|a, b| a.1.total_cmp(&b.1));
+        worst.map_or(("nothing compared", f32::INFINITY), |(name, error)| (name, *error))
+    }
+
+    /// Euclidean norm of all differences over that of all expected values.
+    pub fn overall(&self) -> f32 {
+        let error = (self.squares.0 / self.squares.1.max(1e-24)).sqrt() as f32;
+        if error.is_nan() { f32::INFINITY } else { error }
+    }
+
+    /// Fails the test when an error exceeds `tolerance`.
+    pub fn check(&self, tolerance: f32) {
+        let (name, error) = self.worst();
         assert!(error <= tolerance, "{name}: relative error {error:e} > {tolerance:e}");
     }
 }

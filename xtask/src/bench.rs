@@ -8,7 +8,9 @@ use burn::{
     tensor::{Device, Distribution, Tensor},
 };
 use clap::{Args, ValueEnum};
-use cn_clip_model::{Clip, ClipConfig, DeviceSpec, Pass, checkpoint::AdamWSettings, normalize};
+use cn_clip_model::{
+    Clip, ClipConfig, DeviceSpec, Pass, Precision, checkpoint::AdamWSettings, normalize,
+};
 use cn_clip_train::{
     loss::{Gathered, tile_columns},
     metrics::peak_memory_mib,
@@ -45,9 +47,15 @@ pub struct BenchArgs {
     /// One tower after the other in training, also on the processor
     #[arg(long)]
     sequential_towers: bool,
-    /// Repetitions after one to warm up
+    /// Repetitions after those to warm up
     #[arg(long, default_value_t = 5)]
     rounds: usize,
+    /// Repetitions that are not measured; graphics processors compile and choose kernels in them
+    #[arg(long, default_value_t = 1)]
+    warmup: usize,
+    /// Numbers that the towers compute with
+    #[arg(long, default_value = "fp32")]
+    precision: Precision,
     /// Device
     #[arg(long, default_value = "cpu")]
     device: DeviceSpec,
@@ -110,6 +118,9 @@ impl BenchArgs {
     fn measure(&self, case: Case) -> anyhow::Result<()> {
         let config = ClipConfig::load(&self.vision_model, &self.text_model)?;
         let device = self.device.open()?;
+        if !self.precision.is_supported(&device) {
+            bail!("{} does not compute in {}", self.device, self.precision);
+        }
         let batch = self.inputs(&config);
         let seconds = match case {
             Case::TrainStep => self.train(&config, &batch, &device)?,
@@ -139,9 +150,10 @@ impl BenchArgs {
         };
         let values = self.batch * 3 * resolution * resolution;
         let ids = self.batch * self.context_length;
+        let words = (config.text.vocab_size as u32 - 1).clamp(1, 20_000);
         MicroBatch {
             pixels: (0..values).map(|_| next() as f32 / (1 << 23) as f32 - 1.0).collect(),
-            tokens: (0..ids).map(|_| 1 + (next() % 20_000) as i32).collect(),
+            tokens: (0..ids).map(|_| 1 + (next() % words) as i32).collect(),
             size: self.batch,
             resolution,
             context_length: self.context_length,
@@ -150,13 +162,13 @@ impl BenchArgs {
 
     /// Seconds of every round.
     fn time(&self, mut round: impl FnMut(u64)) -> Vec<f64> {
-        (0..=self.rounds as u64)
+        (0..(self.warmup + self.rounds) as u64)
             .map(|index| {
                 let start = Instant::now();
                 round(index);
                 start.elapsed().as_secs_f64()
             })
-            .skip(1)
+            .skip(self.warmup)
             .collect()
     }
 
@@ -167,14 +179,15 @@ impl BenchArgs {
         batch: &MicroBatch,
         device: &Device,
     ) -> Vec<f64> {
-        let model = Clip::init(config, device, 0);
+        let model = self.precision.copy(&Clip::init(config, device, 0));
+        let (pixels, tokens) = (batch.pixels(device), batch.tokens(device));
         self.time(|_| {
             if !matches!(case, Case::EncodeText) {
-                let features = model.encode_image(batch.pixels(device), None, Pass::Eval);
+                let features = model.encode_image(pixels.clone(), None, Pass::Eval);
                 normalize(features).into_data();
             }
             if !matches!(case, Case::EncodeImage) {
-                let features = model.encode_text(batch.tokens(device), Pass::Eval);
+                let features = model.encode_text(tokens.clone(), Pass::Eval);
                 normalize(features).into_data();
             }
         })
@@ -214,6 +227,7 @@ impl BenchArgs {
         let options = StepOptions {
             mask_ratio: self.mask_ratio,
             checkpointing: self.grad_checkpointing,
+            precision: self.precision,
             // As in training.
             concurrent_towers: host && !self.grad_checkpointing && !self.sequential_towers,
             ..StepOptions::default()

@@ -8,6 +8,8 @@ mod bench_search;
 mod convert;
 mod features;
 mod load_test;
+mod gpu_bench;
+mod parity;
 mod peers;
 
 use clap::{Parser, Subcommand};
@@ -35,6 +37,10 @@ enum Verb {
     Features(features::FeaturesArgs),
     /// Many clients on a server of this machine, with and without batching; build it with --release
     LoadTest(load_test::LoadTestArgs),
+    /// What a device computes beside recordings, with tolerances
+    Parity(parity::ParityArgs),
+    /// A folder that measures rates beside PyTorch's on a CUDA machine, and the results as a table
+    GpuBench(gpu_bench::GpuBenchArgs),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -47,5 +53,7 @@ fn main() -> anyhow::Result<()> {
         Verb::Convert(args) => convert::run(&args),
         Verb::Features(args) => features::run(&args),
         Verb::LoadTest(args) => load_test::run(&args),
+        Verb::Parity(args) => parity::run(&args),
+        Verb::GpuBench(args) => gpu_bench::run(&args),
     }
 }

@@ -1,0 +1,103 @@
+//! The checks.
+
+use burn::tensor::Device;
+use cn_clip_model::Precision;
+use cn_clip_train::step::StepOptions;
+
+use super::{
+    golden::Errors,
+    search,
+    steps::{adamw, autodiff_loss, options, step, tiled_loss, whole_step},
+    tolerance::Kind,
+    towers::{forward, image_layers, masked_forward, text_layers},
+};
+
+/// Where a check runs, and in which numbers.
+#[derive(Debug)]
+pub struct Place<'a> {
+    pub device: &'a Device,
+    /// Whether the device computes in ordinary memory.
+    pub host: bool,
+    /// The processor.
+    pub reference: &'a Device,
+    pub precision: Precision,
+}
+
+/// A comparison with recordings.
+#[derive(Debug)]
+pub struct Check {
+    pub name: &'static str,
+    pub kind: Kind,
+    /// Whether it is the same in every precision.
+    pub fp32_only: bool,
+    pub run: fn(&Place<'_>) -> Errors,
+}
+
+impl Check {
+    const fn new(name: &'static str, kind: Kind, run: fn(&Place<'_>) -> Errors) -> Self {
+        Self { name, kind, fp32_only: false, run }
+    }
+
+    const fn fp32(self) -> Self {
+        Self { fp32_only: true, ..self }
+    }
+
+    /// Whether it says something in this precision.
+    pub fn is_for(&self, precision: Precision) -> bool {
+        precision == Precision::Fp32 || !self.fp32_only
+    }
+}
+
+/// All of them, the simple ones first: the first that fails is nearest to the cause.
+///
+/// The batch norms of the tiny ResNet see five numbers in training, of which rounding to 16 bits
+/// leaves nothing to compare; there its gradients are those with running averages.
+pub const CHECKS: [Check; 20] = [
+    Check::new("ViT, layers", Kind::Forward, |p| image_layers("vit_tiny", p.device, p.precision)),
+    Check::new("ResNet, layers", Kind::Forward, |p| image_layers("rn_tiny", p.device, p.precision)),
+    Check::new("BERT, layers", Kind::Forward, |p| text_layers("vit_tiny", p.device, p.precision)),
+    Check::new("ViT, forward", Kind::Forward, |p| forward("vit_tiny", p.device, p.precision)),
+    Check::new("ResNet, forward", Kind::Forward, |p| forward("rn_tiny", p.device, p.precision)),
+    Check::new("ViT masked, forward", Kind::Forward, |p| masked_forward(p.device, p.precision)),
+    Check::new("tiled loss", Kind::Forward, |p| tiled_loss(p.device, p.reference)).fp32(),
+    Check::new("ViT, autodiff loss", Kind::Gradient, |p| {
+        autodiff_loss("vit_tiny", p.device, p.precision, false)
+    }),
+    Check::new("ResNet, autodiff loss", Kind::Gradient, |p| {
+        autodiff_loss("rn_tiny", p.device, p.precision, false)
+    }),
+    Check::new("ViT masked, autodiff loss", Kind::Gradient, |p| {
+        autodiff_loss("vit_tiny", p.device, p.precision, true)
+    }),
+    Check::new("ViT, step", Kind::Gradient, |p| step("vit_tiny", p.device, options(p.precision))),
+    Check::new("ViT, step checkpointed", Kind::Gradient, |p| {
+        step("vit_tiny", p.device, checkpointed(p.precision))
+    }),
+    Check::new("ResNet, step", Kind::Gradient, |p| step("rn_tiny", p.device, options(p.precision)))
+        .fp32(),
+    Check::new("ResNet, step checkpointed", Kind::Gradient, |p| {
+        step("rn_tiny", p.device, checkpointed(p.precision))
+    })
+    .fp32(),
+    Check::new("ViT, 5 steps of AdamW", Kind::Parameters, |p| adamw("vit_tiny", p.device, p.host))
+        .fp32(),
+    Check::new("ResNet, 5 steps of AdamW", Kind::Parameters, |p| {
+        adamw("rn_tiny", p.device, p.host)
+    })
+    .fp32(),
+    Check::new("everything at once, gradients", Kind::Gradient, |p| {
+        let [gradients, _] = whole_step(p.device, p.host, options(p.precision), p.reference);
+        gradients
+    }),
+    Check::new("everything at once, parameters", Kind::Parameters, |p| {
+        let [_, parameters] = whole_step(p.device, p.host, options(p.precision), p.reference);
+        parameters
+    })
+    .fp32(),
+    Check::new("extraction", Kind::Forward, |p| search::extraction(p.device, p.precision)),
+    Check::new("top-k", Kind::Ranking, |p| search::top_k(p.device)).fp32(),
+];
+
+fn checkpointed(precision: Precision) -> StepOptions {
+    StepOptions { checkpointing: true, ..options(precision) }
+}

@@ -1,0 +1,44 @@
+//! How far results may be from the recordings.
+
+use cn_clip_model::{Precision, device::DeviceKind};
+
+/// Kind of a result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Features, outputs of layers and losses.
+    Forward,
+    /// Gradients.
+    Gradient,
+    /// Parameters after steps of the optimizer.
+    Parameters,
+    /// Rankings, whose order is exact on every device.
+    Ranking,
+}
+
+/// The largest error allowed. On fp32 it is that of the worst tensor, by its largest value; on 16
+/// bits that of all tensors together, by Euclidean norms.
+///
+/// | | fp32 | fp32 on CUDA, ROCm | fp16 | bf16 |
+/// |---|---|---|---|---|
+/// | features, layers, losses | 1e-4 | 5e-3 | 5e-3 | 3e-2 |
+/// | gradients | 1e-3 | 2e-2 | 2e-2 | 1e-1 |
+/// | parameters after AdamW | 1e-4 | 1e-3 | - | - |
+/// | rankings | 0 | 0 | 0 | 0 |
+///
+/// CUDA and ROCm may multiply 32-bit matrices in TF32, with 10 bits of mantissa.
+pub fn tolerance(kind: Kind, precision: Precision, device: DeviceKind) -> f32 {
+    let tf32 = matches!(device, DeviceKind::Cuda | DeviceKind::Rocm);
+    match (kind, precision) {
+        (Kind::Ranking, _) => 0.0,
+        (Kind::Forward, Precision::Fp32) if tf32 => 5e-3,
+        (Kind::Forward, Precision::Fp32) => 1e-4,
+        (Kind::Forward, Precision::Fp16) => 5e-3,
+        (Kind::Forward, Precision::Bf16) => 3e-2,
+        (Kind::Gradient, Precision::Fp32) if tf32 => 2e-2,
+        (Kind::Gradient, Precision::Fp32) => 1e-3,
+        (Kind::Gradient, Precision::Fp16) => 2e-2,
+        (Kind::Gradient, Precision::Bf16) => 1e-1,
+        (Kind::Parameters, _) if tf32 => 1e-3,
+        (Kind::Parameters, _) => 1e-4,
+    }
+}
