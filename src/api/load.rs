@@ -1,6 +1,6 @@
 use std::path::{Path, PathBuf};
 
-use burn::{module::Module, tensor::Device};
+use burn::tensor::Device;
 use cn_clip_model::{
     Clip, ClipConfig,
     checkpoint::{self, Checkpoint},
