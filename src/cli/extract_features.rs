@@ -221,17 +221,15 @@ fn extract<T: Send + 'static>(
     });
     progress.finish();
     if let Err(error) = result {
-        if output.rows() > 0 {
+        if output.is_kept() {
             let rows = output.rows();
             note(&format!("{rows} features are kept: --resume-extraction continues after them"));
         }
-        let hint = match &error {
-            ExtractError::Data(DataError::Image { .. }) => {
-                "; --skip-bad-images leaves such pictures out and lists them"
-            }
-            _ => "",
-        };
-        bail!("extracting with {}: {}{hint}", args.resume.display(), chain(&error));
+        let mut context = format!("extracting with {}", args.resume.display());
+        if matches!(error, ExtractError::Data(DataError::Image { .. })) {
+            context.push_str(" (--skip-bad-images leaves bad pictures out and lists them)");
+        }
+        return Err(anyhow::Error::new(error).context(context));
     }
     if output.rows() == 0 && output.skipped() == 0 {
         bail!("{}: holds no {}", task.from.display(), task.what());
@@ -250,21 +248,6 @@ fn extract<T: Send + 'static>(
         ));
     }
     Ok(())
-}
-
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let inner_text = inner.to_string();
-        if !text.ends_with(&inner_text) {
-            text.push_str(": ");
-            text.push_str(&inner_text);
-        }
-        cause = inner.source();
-    }
-    text
 }
 
 /// What decides the features: a run is only continued with the same.

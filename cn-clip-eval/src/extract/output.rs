@@ -64,6 +64,11 @@ impl Output {
         self.writer.rows()
     }
 
+    /// Whether a later run can continue after these rows if this one ends now.
+    pub fn is_kept(&self) -> bool {
+        self.writer.is_kept()
+    }
+
     /// Pictures left out so far.
     pub fn skipped(&self) -> usize {
         self.skipped.count

@@ -165,10 +165,10 @@ impl FeatureWriter {
         if let Body::Part(_) = self.body {
             let settings = described_settings(settings, self.format, self.modality, self.dim);
             let path = Part::path(&self.target, ".json");
-            serde_json::to_vec_pretty(&settings)
+            serde_json::to_vec(&settings)
                 .map_err(io::Error::from)
                 .and_then(|bytes| write_atomically(&path, &bytes))
-                .map_err(FeatureError::write(&path))?;
+                .map_err(FeatureError::write(&self.target))?;
             self.keep = true;
         }
         Ok(self)
@@ -177,6 +177,11 @@ impl FeatureWriter {
     /// Rows so far, those of the part that is continued included.
     pub fn rows(&self) -> usize {
         self.rows
+    }
+
+    /// Whether the rows stay for [`FeatureWriter::resume`] when the writer is dropped now.
+    pub fn is_kept(&self) -> bool {
+        self.keep && self.rows > 0
     }
 
     /// Where the file will be, links resolved.
@@ -291,7 +296,7 @@ impl FeatureWriter {
 impl Drop for FeatureWriter {
     fn drop(&mut self) {
         if let Body::Part(_) = self.body
-            && !(self.keep && self.rows > 0)
+            && !self.is_kept()
         {
             part::remove(&self.target);
         }
