@@ -7,8 +7,8 @@ mod bench_convert;
 mod bench_search;
 mod convert;
 mod features;
-mod load_test;
 mod gpu_bench;
+mod load_test;
 mod parity;
 mod peers;
 
