@@ -213,6 +213,6 @@ impl BenchArgs {
         let mut trainer = Trainer::new(model, options, host);
         let mut failure = None;
         let seconds = self.time(|| failure = failure.take().or_else(|| trainer.step(batch).err()));
-        failure.map_or(Ok(seconds), |error| Err(error))
+        failure.map_or(Ok(seconds), Err)
     }
 }
