@@ -28,8 +28,7 @@ use report::{Report, Timing};
 use crate::release;
 
 /// The peers, PyTorch as the Python program requires it.
-const PACKAGES: [&str; 5] =
-    ["torch==2.4.1", "numpy==1.26.4", "onnx==1.17.0", "onnxruntime==1.20.1", "pillow"];
+const PACKAGES: [&str; 5] = ["torch==2.4.1", "numpy==1.26.4", "onnx", "onnxruntime", "pillow"];
 /// Greatest difference of outputs beside the largest value.
 const TOLERANCE: f32 = 1e-3;
 /// The same for bf16, of whose products eight bits count.
