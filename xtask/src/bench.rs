@@ -3,22 +3,22 @@
 use std::{process::Command, time::Instant};
 
 use anyhow::{Context, bail};
-use burn::{
-    module::Module,
-    tensor::{Device, Distribution, Tensor},
-};
+use burn::tensor::{Device, Distribution, Tensor};
 use clap::{Args, ValueEnum};
-use cn_clip_model::{
-    Clip, ClipConfig, DeviceSpec, Pass, Precision, checkpoint::AdamWSettings, normalize,
-};
+use cn_clip_data::Id;
+use cn_clip_eval::{DEFAULT_BLOCK, features::Features, knn::top_k};
+use cn_clip_model::{Clip, ClipConfig, DeviceSpec, Pass, Precision, normalize};
 use cn_clip_train::{
     loss::{Gathered, tile_columns},
     metrics::peak_memory_mib,
-    optimizer::{AdamW, DecayGroups},
-    step::{MicroBatch, Step, StepOptions},
+    step::{MicroBatch, StepOptions},
 };
+use rand::{Rng, SeedableRng, rngs::StdRng};
 
-use crate::peers::{Measured, median};
+use crate::{
+    peers::{Measured, median},
+    training::{self, Trainer, random_batch},
+};
 
 /// Flags of `cargo xtask bench`.
 #[derive(Debug, Args)]
@@ -59,7 +59,7 @@ pub struct BenchArgs {
     /// Device
     #[arg(long, default_value = "cpu")]
     device: DeviceSpec,
-    /// Pairs of the tiled loss
+    /// Pairs of the tiled loss, candidates of top-k
     #[arg(long, default_value_t = 65_536)]
     pairs: usize,
     /// Print seconds and peak memory as JSON
@@ -80,6 +80,8 @@ enum Case {
     TrainStep,
     /// Contrastive loss and its gradient by 512-dimensional features, far more pairs than a batch
     TiledLoss,
+    /// The 10 best of many candidates for 1,000 queries, 512-dimensional features
+    TopK,
 }
 
 /// Runs the cases.
@@ -121,10 +123,11 @@ impl BenchArgs {
         if !self.precision.is_supported(&device) {
             bail!("{} does not compute in {}", self.device, self.precision);
         }
-        let batch = self.inputs(&config);
+        let batch = random_batch(&config, self.batch, self.context_length);
         let seconds = match case {
             Case::TrainStep => self.train(&config, &batch, &device)?,
             Case::TiledLoss => self.tiled_loss(&device),
+            Case::TopK => self.top_k(&device)?,
             _ => self.encode(case, &config, &batch, &device),
         };
         if self.json {
@@ -135,37 +138,19 @@ impl BenchArgs {
         let median = median(&seconds);
         let name = case.to_possible_value().context("a case without a name")?;
         let peak = peak_memory_mib().map_or("-".to_string(), |peak| format!("{peak:.0}"));
-        let count = if matches!(case, Case::TiledLoss) { self.pairs } else { self.batch };
+        let count =
+            if matches!(case, Case::TiledLoss | Case::TopK) { self.pairs } else { self.batch };
         let rate = count as f64 / median;
         println!("{:<14} {median:>10.3} {rate:>12.2} {peak:>10}", name.get_name());
         Ok(())
     }
 
-    fn inputs(&self, config: &ClipConfig) -> MicroBatch {
-        let resolution = config.vision.image_resolution;
-        let mut state = 1u32;
-        let mut next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            state >> 8
-        };
-        let values = self.batch * 3 * resolution * resolution;
-        let ids = self.batch * self.context_length;
-        let words = (config.text.vocab_size as u32 - 1).clamp(1, 20_000);
-        MicroBatch {
-            pixels: (0..values).map(|_| next() as f32 / (1 << 23) as f32 - 1.0).collect(),
-            tokens: (0..ids).map(|_| 1 + (next() % words) as i32).collect(),
-            size: self.batch,
-            resolution,
-            context_length: self.context_length,
-        }
-    }
-
     /// Seconds of every round.
-    fn time(&self, mut round: impl FnMut(u64)) -> Vec<f64> {
-        (0..(self.warmup + self.rounds) as u64)
-            .map(|index| {
+    fn time(&self, mut round: impl FnMut()) -> Vec<f64> {
+        (0..self.warmup + self.rounds)
+            .map(|_| {
                 let start = Instant::now();
-                round(index);
+                round();
                 start.elapsed().as_secs_f64()
             })
             .skip(self.warmup)
@@ -181,7 +166,7 @@ impl BenchArgs {
     ) -> Vec<f64> {
         let model = self.precision.copy(&Clip::init(config, device, 0));
         let (pixels, tokens) = (batch.pixels(device), batch.tokens(device));
-        self.time(|_| {
+        self.time(|| {
             if !matches!(case, Case::EncodeText) {
                 let features = model.encode_image(pixels.clone(), None, Pass::Eval);
                 normalize(features).into_data();
@@ -200,12 +185,28 @@ impl BenchArgs {
         };
         let gathered = Gathered::local(features(), features());
         let tile = tile_columns(self.pairs);
-        self.time(|_| {
+        self.time(|| {
             let local = gathered.statistics(50.0, tile);
             let (images, texts) = (&local.image_rows, &local.text_rows);
             let gradient = gathered.gradient(&local, images, texts, 50.0, tile);
             gradient.logit_scale.into_data();
         })
+    }
+
+    fn top_k(&self, device: &Device) -> anyhow::Result<Vec<f64>> {
+        const WIDTH: usize = 512;
+        let features = |rows: usize, seed: u64| {
+            let mut random = StdRng::seed_from_u64(seed);
+            let values = (0..rows * WIDTH).map(|_| random.random_range(-1.0..1.0)).collect();
+            Features::new((0..rows as i64).map(Id::from).collect(), WIDTH, values)
+        };
+        let (queries, candidates) = (features(1_000, 1)?, features(self.pairs, 2)?);
+        let mut failure = None;
+        let seconds = self.time(|| {
+            let found = top_k(&queries, &candidates, 10, DEFAULT_BLOCK, device);
+            failure = failure.take().or_else(|| found.err());
+        });
+        failure.map_or(Ok(seconds), |error| Err(error.into()))
     }
 
     fn train(
@@ -216,36 +217,15 @@ impl BenchArgs {
     ) -> anyhow::Result<Vec<f64>> {
         let host = self.device.is_host();
         let model = Clip::init(config, &device.clone().autodiff(), 0);
-        let settings = AdamWSettings {
-            learning_rate: 1e-5,
-            beta1: 0.9,
-            beta2: 0.98,
-            epsilon: 1e-6,
-            weight_decay: 0.2,
-        };
-        let mut optimizer = AdamW::new(&model, settings, DecayGroups::default(), host);
+        // As in training.
+        let concurrent = host && !self.grad_checkpointing && !self.sequential_towers;
         let options = StepOptions {
-            mask_ratio: self.mask_ratio,
-            checkpointing: self.grad_checkpointing,
             precision: self.precision,
-            // As in training.
-            concurrent_towers: host && !self.grad_checkpointing && !self.sequential_towers,
-            ..StepOptions::default()
+            ..training::options(self.mask_ratio, self.grad_checkpointing, concurrent)
         };
-        let mut model = Some(model);
+        let mut trainer = Trainer::new(model, options, host);
         let mut failure = None;
-        let seconds = self.time(|index| {
-            if let Some(before) = model.take() {
-                let step = Step::local(options, 0);
-                let output = match step.run(&before, std::slice::from_ref(batch), index) {
-                    Ok(output) => output,
-                    Err(error) => return failure = Some(error),
-                };
-                let after = optimizer.step(before, output.gradients, settings.learning_rate, 1.0);
-                after.valid().logit_scale.val().into_data();
-                model = Some(after);
-            }
-        });
-        failure.map_or(Ok(seconds), |error| Err(error.into()))
+        let seconds = self.time(|| failure = failure.take().or_else(|| trainer.step(batch).err()));
+        failure.map_or(Ok(seconds), Err)
     }
 }

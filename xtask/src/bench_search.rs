@@ -22,7 +22,7 @@ use cn_clip_eval::{
 use cn_clip_train::metrics::peak_memory_mib;
 use serde::Serialize;
 
-use crate::peers::{Measured, environment, join, measure, median};
+use crate::peers::{Measured, environment, median};
 
 /// The peer.
 const PACKAGES: [&str; 2] = ["faiss-cpu", "numpy"];
@@ -266,6 +266,22 @@ fn timed(
     measured.push(measure(command)?);
     process.push(start.elapsed().as_secs_f64());
     Ok(())
+}
+
+/// Runs a program and reads what it has measured.
+fn measure(mut command: Command) -> anyhow::Result<Measured> {
+    command.stderr(Stdio::inherit());
+    let output = command.output().with_context(|| format!("starting {command:?}"))?;
+    if !output.status.success() {
+        bail!("{command:?} failed: {}", output.status);
+    }
+    serde_json::from_slice(&output.stdout).with_context(|| format!("reading what {command:?} says"))
+}
+
+/// All seconds, and the highest peak.
+fn join(parts: Vec<Measured>) -> Measured {
+    let peak_mib = parts.iter().map(|part| part.peak_mib).fold(0.0, f64::max);
+    Measured { seconds: parts.into_iter().flat_map(|part| part.seconds).collect(), peak_mib }
 }
 
 /// Seconds of plain products, by the kernels of the CPU backend.

@@ -1,0 +1,240 @@
+//! Time and memory against the size of a batch and of a data set.
+
+use std::{
+    fs::{self, File},
+    io::{BufWriter, Write},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context, bail};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use clap::Args;
+use cn_clip_model::{
+    Clip, ClipConfig, DeviceSpec,
+    checkpoint::{self, Progress},
+};
+use serde::Serialize;
+
+use crate::{
+    machine::Machine,
+    memory::watch,
+    peers::{Measured, median},
+    plot::{Line, log_log},
+    release,
+};
+
+/// Flags of `cargo xtask curves`.
+#[derive(Debug, Args)]
+pub struct CurvesArgs {
+    /// Largest batch
+    #[arg(long, default_value_t = 64)]
+    largest_batch: usize,
+    /// Rows of the largest data set
+    #[arg(long, default_value_t = 1_000_000)]
+    largest_rows: usize,
+    /// Directory of curves.json and the plots
+    #[arg(long, default_value = "docs/performance", value_name = "DIR")]
+    output: PathBuf,
+}
+
+/// A measured point.
+#[derive(Debug, Serialize)]
+struct Point {
+    what: &'static str,
+    /// Batch or rows.
+    size: usize,
+    seconds: f64,
+    peak_mib: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct Curves {
+    machine: Machine,
+    batch: Vec<Point>,
+    rows: Vec<Point>,
+}
+
+/// Measures and draws.
+pub fn run(args: &CurvesArgs) -> anyhow::Result<()> {
+    release::again()?;
+    let mut curves = Curves { machine: Machine::here(), batch: Vec::new(), rows: Vec::new() };
+    println!("{}", curves.machine.line());
+    println!(
+        "{:<14} {:>9} {:>10} {:>12} {:>10}",
+        "what", "size", "seconds", "per second", "peak MiB"
+    );
+    let sizes = |first: usize, factor: usize, last: usize| {
+        std::iter::successors(Some(first), move |size| Some(size * factor))
+            .take_while(move |size| *size <= last)
+    };
+    for what in ["encode-image", "encode-text", "train-step"] {
+        for batch in sizes(1, 2, args.largest_batch) {
+            let rounds = if batch <= 8 { 3 } else { 1 };
+            let flags = [format!("--batch={batch}"), format!("--rounds={rounds}")];
+            curves.batch.push(point(what, batch, &bench(what, &flags)?));
+        }
+    }
+    for rows in sizes(1_000, 10, args.largest_rows) {
+        curves.rows.extend(data_set(rows)?);
+        let measured = bench("top-k", &[format!("--pairs={rows}"), "--rounds=1".to_string()])?;
+        curves.rows.push(point("top-k", rows, &measured));
+    }
+    draw(&curves, &args.output)
+}
+
+fn point(what: &'static str, size: usize, measured: &Measured) -> Point {
+    let (seconds, peak_mib) = (median(&measured.seconds), measured.peak_mib);
+    let rate = size as f64 / seconds;
+    println!("{what:<14} {size:>9} {seconds:>10.3} {rate:>12.1} {peak_mib:>10.0}");
+    Point { what, size, seconds, peak_mib }
+}
+
+fn bench(case: &str, flags: &[String]) -> anyhow::Result<Measured> {
+    let program = std::env::current_exe().context("finding this program")?;
+    let mut command = Command::new(program);
+    command.args(["bench", "--json", "--case", case]).args(flags).stderr(Stdio::inherit());
+    let output = command.output().with_context(|| format!("starting {command:?}"))?;
+    if !output.status.success() {
+        bail!("{command:?} failed: {}", output.status);
+    }
+    serde_json::from_slice(&output.stdout).with_context(|| format!("reading what {command:?} says"))
+}
+
+/// LMDB build and extraction of so many pictures of 32 x 32, with a ViT of one narrow block.
+fn data_set(rows: usize) -> anyhow::Result<[Point; 2]> {
+    let directory = tempfile::tempdir()?;
+    let directory = directory.path();
+    write_split(directory, rows)?;
+    let config = small_model(directory)?;
+    let program = release::program()?;
+    let mut build = Command::new(&program);
+    build.args(["build-lmdb-dataset", "--splits", "rows", "--data-dir"]).arg(directory);
+    let build = point("lmdb-build", rows, &timed(build)?);
+    let mut extract = Command::new(&program);
+    extract.args(["extract-features", "--extract-image-feats", "--image-data"]);
+    extract.arg(directory.join("lmdb/rows/imgs"));
+    extract.arg("--image-feat-output-path").arg(directory.join("features.jsonl"));
+    extract.arg("--resume").arg(directory.join("weights.pt"));
+    extract.arg("--vision-model").arg(&config[0]).arg("--text-model").arg(&config[1]);
+    Ok([build, point("extraction", rows, &timed(extract)?)])
+}
+
+fn timed(mut command: Command) -> anyhow::Result<Measured> {
+    command.stdout(Stdio::null()).stderr(Stdio::piped());
+    let start = Instant::now();
+    let mut child = command.spawn().with_context(|| format!("starting {command:?}"))?;
+    let peak_mib = watch(&mut child)?;
+    let seconds = start.elapsed().as_secs_f64();
+    let output = child.wait_with_output()?;
+    if !output.status.success() {
+        bail!("{command:?} failed: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(Measured { seconds: vec![seconds], peak_mib })
+}
+
+fn write_split(directory: &Path, rows: usize) -> anyhow::Result<()> {
+    let create = |name: &str| -> anyhow::Result<BufWriter<File>> {
+        Ok(BufWriter::new(File::create(directory.join(name)).context("a data set to measure")?))
+    };
+    let (mut pictures, mut texts) = (create("rows_imgs.tsv")?, create("rows_texts.jsonl")?);
+    for row in 0..rows {
+        writeln!(pictures, "{row}\t{}", STANDARD.encode(bitmap(row)))?;
+        writeln!(texts, "{{\"text_id\": {row}, \"text\": \"图{row}\", \"image_ids\": [{row}]}}")?;
+    }
+    pictures.flush()?;
+    texts.flush()?;
+    Ok(())
+}
+
+/// A BMP file of 32 x 32 pixels that depends on the number.
+fn bitmap(number: usize) -> Vec<u8> {
+    const SIDE: u32 = 32;
+    let pixels = (SIDE * SIDE * 3) as usize;
+    let mut file = b"BM".to_vec();
+    for value in
+        [54 + pixels as u32, 0, 54, 40, SIDE, SIDE, 1 | (24 << 16), 0, pixels as u32, 0, 0, 0, 0]
+    {
+        file.extend(value.to_le_bytes());
+    }
+    let mut state = number as u32;
+    file.extend((0..pixels).map(|_| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    }));
+    file
+}
+
+/// Configuration files of a model that costs next to nothing, and its weights.
+fn small_model(directory: &Path) -> anyhow::Result<[PathBuf; 2]> {
+    let config = ClipConfig::published("ViT-B-16")?;
+    let (mut vision, mut text) = (config.vision, config.text);
+    (vision.image_resolution, vision.embed_dim) = (32, 64);
+    vision.layers = cn_clip_model::config::VisionLayers::Transformer(1);
+    vision.width = 64;
+    (text.hidden_size, text.layers, text.heads, text.intermediate_size) = (64, 1, 1, 64);
+    let paths = [directory.join("vision.json"), directory.join("text.json")];
+    fs::write(&paths[0], serde_json::to_vec(&vision)?)?;
+    fs::write(&paths[1], serde_json::to_vec(&text)?)?;
+    let model = Clip::init(&ClipConfig { vision, text }, &"cpu".parse::<DeviceSpec>()?.open()?, 0);
+    checkpoint::save(&directory.join("weights.pt"), &model, &Progress::default(), None)?;
+    Ok(paths)
+}
+
+fn draw(curves: &Curves, output: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(output).with_context(|| output.display().to_string())?;
+    let write = |name: &str, text: String| {
+        let path = output.join(name);
+        fs::write(&path, text).with_context(|| path.display().to_string())
+    };
+    write("curves.json", serde_json::to_string_pretty(curves)? + "\n")?;
+    let seconds: fn(&Point) -> f64 = |point| point.seconds;
+    let peak: fn(&Point) -> f64 = |point| point.peak_mib;
+    for (name, title, x, y, points, value) in [
+        ("batch-time.svg", "Time of a batch", "batch", "seconds", &curves.batch, seconds),
+        ("batch-memory.svg", "Memory by batch", "batch", "MiB", &curves.batch, peak),
+        ("rows-time.svg", "Time by size of data set", "rows", "seconds", &curves.rows, seconds),
+        ("rows-memory.svg", "Memory by size of data set", "rows", "MiB", &curves.rows, peak),
+    ] {
+        write(name, log_log(title, x, y, &lines(points, value))?)?;
+    }
+    Ok(())
+}
+
+/// A line for each kind, in order of their first points.
+fn lines(points: &[Point], value: fn(&Point) -> f64) -> Vec<Line> {
+    let mut lines: Vec<Line> = Vec::new();
+    for point in points {
+        let place = (point.size as f64, value(point));
+        match lines.iter_mut().find(|(name, _)| name == point.what) {
+            Some((_, line)) => line.push(place),
+            None => lines.push((point.what.to_string(), vec![place])),
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use cn_clip_data::image::ImageTransform;
+
+    use super::*;
+
+    #[test]
+    fn pictures_are_read_and_differ() {
+        let transform = ImageTransform::new(32);
+        let pixels = |number| transform.pixels(&bitmap(number)).unwrap();
+        assert_eq!(pixels(1).len(), 3 * 32 * 32);
+        assert_ne!(pixels(1), pixels(2));
+    }
+
+    #[test]
+    fn a_line_for_each_kind() {
+        let point = |what, size| Point { what, size, seconds: 2.0, peak_mib: 3.0 };
+        let points = [point("a", 1), point("b", 1), point("a", 10)];
+        let lines = lines(&points, |point| point.seconds);
+        assert_eq!(lines[0], ("a".to_string(), vec![(1.0, 2.0), (10.0, 2.0)]));
+        assert_eq!(lines[1], ("b".to_string(), vec![(1.0, 2.0)]));
+    }
+}
