@@ -58,6 +58,8 @@ struct Measured {
     #[serde(default)]
     seconds: Vec<f64>,
     memory_mib: Option<f64>,
+    /// Which attention PyTorch has used.
+    attention: Option<String>,
     error: Option<String>,
 }
 
@@ -133,6 +135,8 @@ impl Case {
         peak: Option<f64>,
     ) -> String {
         let name = self.name();
+        let attention = measured.attention.as_deref();
+        let contender = attention.map_or(contender.to_string(), |a| format!("{contender}, {a}"));
         let Some(rate) = self.rate(measured) else {
             let reason = measured.error.as_deref().unwrap_or("no result");
             return format!("| {name} | {contender} | {reason} | - | - | - |\n");
@@ -160,7 +164,7 @@ mod tests {
                 "mask_ratio": mask_ratio, "checkpointing": mask_ratio > 0.0,
                 "measured": {
                     "ours": ours,
-                    "torch": {"seconds": [0.4, 0.2, 0.3], "memory_mib": 9000.0},
+                    "torch": {"seconds": [0.4, 0.2, 0.3], "memory_mib": 9000.0, "attention": "SDPA"},
                     "compiled": {"seconds": [0.25], "memory_mib": null},
                 },
             })
@@ -183,7 +187,7 @@ mod tests {
         for line in [
             "NVIDIA H100 80GB HBM3, peak 989.4 TFLOP/s in dense bf16; PyTorch 2.4.1",
             "| ViT-B-16 encode pictures, batch 256 | ours | 1280.0 | 4.5 % | 8192 | 1.25x |",
-            "| ViT-B-16 encode pictures, batch 256 | torch | 853.3 | 3.0 % | 9000 | 0.83x |",
+            "| ViT-B-16 encode pictures, batch 256 | torch, SDPA | 853.3 | 3.0 % | 9000 | 0.83x |",
             "| ViT-B-16 encode pictures, batch 256 | compiled | 1024.0 | 3.6 % | - | 1.00x |",
             "mask 0.5, checkpointing | ours | out of memory | - | - | - |",
         ] {
