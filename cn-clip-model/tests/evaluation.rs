@@ -1,5 +1,6 @@
 //! Evaluation by the kernels for the processor against the same towers computed by Burn.
 #![cfg(feature = "flex")]
+#![allow(clippy::unwrap_used)]
 
 use burn::{
     module::{Module, Param},

@@ -166,7 +166,7 @@ fn requests(url: &str, client: usize, by: By, picture: &[u8], until: Instant) ->
         let picture_now = match by {
             By::Text => false,
             By::Image => true,
-            By::Mixed => (client + number) % 5 == 0,
+            By::Mixed => (client + number).is_multiple_of(5),
         };
         let result = if picture_now {
             agent.post(&search).content_type("image/jpeg").send(picture)

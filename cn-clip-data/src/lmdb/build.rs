@@ -72,7 +72,8 @@ pub fn build_lmdb_dataset(options: &BuildOptions) -> Result<Vec<SplitSummary>, D
             )));
         }
         let (tsv, jsonl) = files(options, split);
-        (Lines::open(&tsv)?, Lines::open(&jsonl)?);
+        Lines::open(&tsv)?;
+        Lines::open(&jsonl)?;
     }
     fs::create_dir_all(&target).map_err(DataError::io(&target))?;
     options.splits.iter().map(|split| build_split(options, &target, split)).collect()

@@ -89,8 +89,11 @@ const DIM: usize = 3;
 /// Entries of which every seventh cannot be decoded.
 fn entries() -> Entries<u32> {
     let entry = |number: u32| {
-        let id =
-            if number % 2 == 0 { Id::Int(number.into()) } else { Id::Text(format!("p/{number}")) };
+        let id = if number.is_multiple_of(2) {
+            Id::Int(number.into())
+        } else {
+            Id::Text(format!("p/{number}"))
+        };
         Ok(Entry { id, content: number, cost: 1 })
     };
     Box::new((0..30).map(entry))

@@ -56,7 +56,7 @@ impl Index {
     /// An index over `features`, computing on `device`.
     ///
     /// # Errors
-    /// [`ServeError::Index`] if the graph of [`IndexKind::Hnsw`] cannot be built.
+    /// [`ServeError::Index`] if the graph of an approximate index cannot be built.
     pub fn new(features: Features, kind: IndexKind, device: Device) -> Result<Self, ServeError> {
         let rows = features.ids().iter().enumerate().map(|(row, id)| (id.to_string(), row));
         let rows = rows.collect();

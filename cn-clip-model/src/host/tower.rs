@@ -33,7 +33,7 @@ impl Prepared {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    fn layers<'a>(
+    fn layers(
         &self,
         sources: Vec<Source>,
         make: impl FnOnce(&[Source]) -> Option<Vec<Layer>>,

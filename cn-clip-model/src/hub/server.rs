@@ -1,5 +1,7 @@
 //! A server with one file that behaves as the Hugging Face hub does, or worse.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{
     io::{BufRead, BufReader, Write},
     net::{TcpListener, TcpStream},

@@ -37,7 +37,7 @@ pub fn extraction(device: &Device, precision: Precision) -> Errors {
     let model = precision.copy(&model);
     let mut errors = Errors::default();
 
-    let pictures = LmdbImages::open(&fixture("dataset/lmdb/valid/imgs")).unwrap();
+    let pictures = LmdbImages::open(fixture("dataset/lmdb/valid/imgs")).unwrap();
     let transform = ImageTransform::new(config.vision.image_resolution);
     let ids = pictures.ids().unwrap();
     let mut found = HashMap::new();
@@ -97,7 +97,7 @@ pub fn top_k(device: &Device) -> Errors {
             let expected = line[key].as_array().unwrap();
             assert_eq!(expected.len(), found.len());
             let same = |(id, hit): (&serde_json::Value, &knn::Neighbour)| {
-                id.to_string() == candidates.ids()[hit.index].to_string()
+                id.as_i64().map(Id::Int).as_ref() == Some(&candidates.ids()[hit.index])
             };
             different += expected.iter().zip(found).filter(|pair| !same(*pair)).count();
             count += found.len();
