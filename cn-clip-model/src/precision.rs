@@ -12,7 +12,7 @@ use burn::{
     tensor::{DType, Device, FloatDType, GradientCheckpointingStrategy, Tensor},
 };
 
-use crate::{Clip, ModelError, host};
+use crate::{Clip, ModelError};
 
 /// Numbers of matrix products and activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -146,13 +146,9 @@ pub(crate) fn without_graph<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     if x.is_autodiff() { x.inner() } else { x }
 }
 
-/// A layer norm with this epsilon (which Burn's keeps to itself), in 32 bits whatever its input is.
-pub(crate) fn layer_norm<const D: usize>(
-    norm: &LayerNorm,
-    epsilon: f64,
-    x: Tensor<D>,
-) -> Tensor<D> {
-    in_fp32(x, |x| host::layer_norm(norm, epsilon, &x).unwrap_or_else(|| norm.forward(x)))
+/// A layer norm, in 32 bits whatever its input is.
+pub(crate) fn layer_norm<const D: usize>(norm: &LayerNorm, x: Tensor<D>) -> Tensor<D> {
+    in_fp32(x, |x| norm.forward(x))
 }
 
 /// What `compute` makes of `x` in 32 bits, in the type of `x`.

@@ -1,9 +1,6 @@
 //! Builds without the `flex` backend have no kernels of their own.
 
-use burn::{
-    nn::LayerNorm,
-    tensor::{Int, Tensor},
-};
+use burn::tensor::{Int, Tensor};
 
 use crate::{text::bert, vision::vit};
 
@@ -41,13 +38,5 @@ pub(crate) fn gelu<const D: usize>(_: &Tensor<D>) -> Option<Tensor<D>> {
 }
 
 pub(crate) fn softmax<const D: usize>(_: &Tensor<D>) -> Option<Tensor<D>> {
-    None
-}
-
-pub(crate) fn layer_norm<const D: usize>(
-    _: &LayerNorm,
-    _: f64,
-    _: &Tensor<D>,
-) -> Option<Tensor<D>> {
     None
 }

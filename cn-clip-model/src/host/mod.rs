@@ -25,9 +25,9 @@ mod tower;
 mod absent;
 
 #[cfg(not(feature = "flex"))]
-pub(crate) use absent::{Prepared, gelu, layer_norm, quick_gelu, softmax, text, vision};
+pub(crate) use absent::{Prepared, gelu, quick_gelu, softmax, text, vision};
 #[cfg(feature = "flex")]
 pub(crate) use {
-    autodiff::{gelu, layer_norm, quick_gelu, softmax},
+    autodiff::{gelu, quick_gelu, softmax},
     tower::{Prepared, text, vision},
 };

@@ -4,7 +4,7 @@
 use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
 
-use super::math::{Activation, Norm, exponentials, layer_norm, moments, sum};
+use super::math::{Activation, exponentials, sum};
 
 /// Values of a task.
 const CHUNK: usize = 1 << 14;
@@ -97,95 +97,6 @@ impl NullaryFnOnce for Backward<'_> {
     }
 }
 
-/// Layer norm of every row.
-pub(super) fn norm_forward(x: &[f32], norm: &Norm) -> Vec<f32> {
-    let width = norm.scale.len().max(1);
-    let mut out = vec![0.0; x.len()];
-    let chunks = out.par_chunks_mut(chunk(width)).zip(x.par_chunks(chunk(width)));
-    chunks.for_each(|(out, x)| Arch::new().dispatch(NormForward { norm, x, out }));
-    out
-}
-
-struct NormForward<'a> {
-    norm: &'a Norm,
-    x: &'a [f32],
-    out: &'a mut [f32],
-}
-
-impl NullaryFnOnce for NormForward<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call(self) {
-        let width = self.norm.scale.len().max(1);
-        for (x, out) in self.x.chunks_exact(width).zip(self.out.chunks_exact_mut(width)) {
-            layer_norm(x, self.norm, out);
-        }
-    }
-}
-
-/// Gradients of the rows, the scale and the shift of a layer norm by that of its output.
-pub(super) fn norm_backward(x: &[f32], gradient: &[f32], norm: &Norm) -> [Vec<f32>; 3] {
-    let width = norm.scale.len().max(1);
-    let mut out = vec![0.0; x.len()];
-    let inputs = x.par_chunks(chunk(width)).zip(gradient.par_chunks(chunk(width)));
-    let parts: Vec<[Vec<f32>; 2]> = out
-        .par_chunks_mut(chunk(width))
-        .zip(inputs)
-        .map(|(out, (x, gradient))| Arch::new().dispatch(NormBackward { norm, x, gradient, out }))
-        .collect();
-    // In the order of the rows, so that the sums do not depend on the number of threads.
-    let mut sums = [vec![0.0; width], vec![0.0; width]];
-    for part in &parts {
-        for (sums, part) in sums.iter_mut().zip(part) {
-            sums.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
-        }
-    }
-    let [scale, shift] = sums;
-    [out, scale, shift]
-}
-
-struct NormBackward<'a> {
-    norm: &'a Norm,
-    x: &'a [f32],
-    gradient: &'a [f32],
-    out: &'a mut [f32],
-}
-
-impl NullaryFnOnce for NormBackward<'_> {
-    /// Gradients of scale and shift.
-    type Output = [Vec<f32>; 2];
-
-    #[inline(always)]
-    fn call(self) -> [Vec<f32>; 2] {
-        let scale = &self.norm.scale[..];
-        let width = scale.len().max(1);
-        let (mut of_scale, mut of_shift) = (vec![0.0; width], vec![0.0; width]);
-        let (mut normal, mut scaled) = (vec![0.0; width], vec![0.0; width]);
-        let rows = self.x.chunks_exact(width).zip(self.gradient.chunks_exact(width));
-        for ((x, gradient), out) in rows.zip(self.out.chunks_exact_mut(width)) {
-            let (mean, factor) = moments(x, self.norm.epsilon);
-            // The row normalised, and the gradient by it.
-            for (((normal, scaled), (x, gradient)), scale) in
-                normal.iter_mut().zip(&mut scaled).zip(x.iter().zip(gradient)).zip(scale)
-            {
-                *normal = (x - mean) * factor;
-                *scaled = gradient * scale;
-            }
-            let average = sum(&scaled, &scaled, |x, _| x) / width as f32;
-            let slope = sum(&scaled, &normal, |x, y| x * y) / width as f32;
-            for ((out, scaled), normal) in out.iter_mut().zip(&scaled).zip(&normal) {
-                *out = factor * (scaled - average - normal * slope);
-            }
-            for ((of_scale, gradient), normal) in of_scale.iter_mut().zip(gradient).zip(&normal) {
-                *of_scale += gradient * normal;
-            }
-            of_shift.iter_mut().zip(gradient).for_each(|(sum, gradient)| *sum += gradient);
-        }
-        [of_scale, of_shift]
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -222,16 +133,6 @@ mod tests {
             let found = function.backward(&x, &gradient, width);
             check(&x, &gradient, &found, |x| function.forward(x, width));
         }
-        let (scale, shift) = (values(width, 0.4), values(width, 0.9));
-        let norm = |scale: &[f32], shift: &[f32]| Norm {
-            scale: scale.to_vec(),
-            shift: shift.to_vec(),
-            epsilon: 1e-5,
-        };
-        let [of_x, of_scale, of_shift] = norm_backward(&x, &gradient, &norm(&scale, &shift));
-        check(&x, &gradient, &of_x, |x| norm_forward(x, &norm(&scale, &shift)));
-        check(&scale, &gradient, &of_scale, |scale| norm_forward(&x, &norm(scale, &shift)));
-        check(&shift, &gradient, &of_shift, |shift| norm_forward(&x, &norm(&scale, shift)));
     }
 
     #[test]

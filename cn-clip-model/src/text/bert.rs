@@ -44,7 +44,7 @@ impl Embeddings {
         let position = self.position_embeddings.weight.val().slice_dim(0, 0..length);
         let kind = self.token_type_embeddings.weight.val().slice_dim(0, 0..1);
         let words = self.word_embeddings.forward(tokens);
-        layer_norm(&self.layer_norm, LAYER_NORM_EPSILON, words + (position + kind).unsqueeze::<3>())
+        layer_norm(&self.layer_norm, words + (position + kind).unsqueeze::<3>())
     }
 }
 
@@ -71,7 +71,7 @@ pub struct Output {
 impl Output {
     fn forward(&self, x: Tensor<3>, residual: Tensor<3>, mask: Option<Tensor<3>>) -> Tensor<3> {
         let x = drop_out(self.dense.forward(x), mask);
-        layer_norm(&self.layer_norm, LAYER_NORM_EPSILON, x + residual)
+        layer_norm(&self.layer_norm, x + residual)
     }
 }
 

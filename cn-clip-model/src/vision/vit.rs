@@ -118,15 +118,15 @@ pub struct ResidualAttentionBlock {
 impl ResidualAttentionBlock {
     /// `[batch, tokens, width]` to the same shape.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let x = x.clone() + self.attn.forward(layer_norm(&self.ln_1, LAYER_NORM_EPSILON, x));
-        x.clone() + self.mlp.forward(layer_norm(&self.ln_2, LAYER_NORM_EPSILON, x))
+        let x = x.clone() + self.attn.forward(layer_norm(&self.ln_1, x));
+        x.clone() + self.mlp.forward(layer_norm(&self.ln_2, x))
     }
 
     /// The first token of [`forward`](Self::forward), `[batch, 1, width]`, at the cost of one.
     pub fn forward_first(&self, x: Tensor<3>) -> Tensor<3> {
         let first = x.clone().slice_dim(1, 0..1);
-        let x = first + self.attn.forward_first(layer_norm(&self.ln_1, LAYER_NORM_EPSILON, x));
-        x.clone() + self.mlp.forward(layer_norm(&self.ln_2, LAYER_NORM_EPSILON, x))
+        let x = first + self.attn.forward_first(layer_norm(&self.ln_1, x));
+        x.clone() + self.mlp.forward(layer_norm(&self.ln_2, x))
     }
 }
 
@@ -233,13 +233,13 @@ impl VisionTransformer {
         };
         let class = self.class_embedding.val().unsqueeze::<2>() + position.slice_dim(0, 0..1);
         let class = class.unsqueeze::<3>().expand([batch, 1, width]);
-        layer_norm(&self.ln_pre, LAYER_NORM_EPSILON, Tensor::cat(vec![class, patches], 1))
+        layer_norm(&self.ln_pre, Tensor::cat(vec![class, patches], 1))
     }
 
     /// Image features `[batch, embed_dim]` from the output of the last block.
     pub fn head(&self, x: Tensor<3>) -> Tensor<2> {
         let class = x.slice_dim(1, 0..1).squeeze_dim::<2>(1);
-        layer_norm(&self.ln_post, LAYER_NORM_EPSILON, class).matmul(self.proj.val())
+        layer_norm(&self.ln_post, class).matmul(self.proj.val())
     }
 
     /// `[batch, 3, R, R]` to un-normalised image features `[batch, embed_dim]`.
