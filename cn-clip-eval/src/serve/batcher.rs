@@ -258,6 +258,8 @@ mod tests {
         watched.waiting([0, 1]).await;
         let many = watched.submit(0, vec![2, 3, 4, 5, 6]);
         watched.waiting([5, 1]).await;
+        // Longer than a batch waits for more.
+        tokio::time::sleep(Duration::from_millis(20)).await;
         for expected in [(1, vec![7]), (0, vec![2, 3, 4, 5]), (0, vec![6])] {
             watched.leave.send(()).unwrap();
             assert_eq!(watched.batches.recv().unwrap(), expected);
