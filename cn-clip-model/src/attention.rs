@@ -2,10 +2,7 @@
 
 use burn::tensor::{Tensor, activation::softmax, module, ops::AttentionModuleOptions};
 
-use crate::{
-    host,
-    precision::{as_type_of, in_fp32},
-};
+use crate::precision::{as_type_of, in_fp32};
 
 /// Scaled dot-product attention.
 ///
@@ -31,8 +28,7 @@ pub(crate) fn attention(
             Some(bias) => scores + bias,
             None => scores,
         };
-        let probabilities =
-            in_fp32(scores, |scores| host::softmax(&scores).unwrap_or_else(|| softmax(scores, 3)));
+        let probabilities = in_fp32(scores, |scores| softmax(scores, 3));
         let probabilities = match dropout {
             Some(mask) => {
                 let mask = as_type_of(mask, &probabilities);

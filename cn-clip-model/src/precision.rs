@@ -146,18 +146,18 @@ pub(crate) fn without_graph<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     if x.is_autodiff() { x.inner() } else { x }
 }
 
-/// A layer norm, in 32 bits whatever its input is.
+/// A layer norm, in at least 32 bits whatever its input is.
 pub(crate) fn layer_norm<const D: usize>(norm: &LayerNorm, x: Tensor<D>) -> Tensor<D> {
     in_fp32(x, |x| norm.forward(x))
 }
 
-/// What `compute` makes of `x` in 32 bits, in the type of `x`.
+/// What `compute` makes of `x` in at least 32 bits, in the type of `x`.
 pub(crate) fn in_fp32<const D: usize>(
     x: Tensor<D>,
     compute: impl FnOnce(Tensor<D>) -> Tensor<D>,
 ) -> Tensor<D> {
     match x.dtype() {
-        DType::F32 => compute(x),
+        DType::F32 | DType::F64 => compute(x),
         dtype => compute(x.cast(FloatDType::F32)).cast(FloatDType::from(dtype)),
     }
 }

@@ -48,7 +48,9 @@ impl SampleRng {
         probability: f64,
         device: &Device,
     ) -> Tensor<3> {
-        let values = self.mask(site, positions * width, probability, |element| element as u32);
+        let values = self.mask(site, positions * width, probability, |element| {
+            hidden_counter(width, element / width, element % width)
+        });
         Tensor::from_data(TensorData::new(values, [self.len(), positions, width]), device)
     }
 
@@ -61,10 +63,8 @@ impl SampleRng {
         device: &Device,
     ) -> Tensor<4> {
         let values = self.mask(site, heads * queries * keys, probability, |element| {
-            let (row, key) = (element / keys, (element % keys) as u32);
-            let (head, query) = ((row / queries) as u32, (row % queries) as u32);
-            let row = head.wrapping_mul(POSITION_STRIDE).wrapping_add(query);
-            row.wrapping_mul(POSITION_STRIDE).wrapping_add(key)
+            let row = element / keys;
+            attention_counter(row / queries, row % queries, element % keys)
         });
         Tensor::from_data(TensorData::new(values, [self.len(), heads, queries, keys]), device)
     }
@@ -76,18 +76,24 @@ impl SampleRng {
         probability: f64,
         counter: impl Fn(usize) -> u32 + Sync,
     ) -> Vec<f32> {
-        let threshold = (probability * f64::from(u32::MAX)) as u32;
-        let kept = (1.0 / (1.0 - probability)) as f32;
+        let dropout = self.dropout(site, probability);
         let mut values = vec![0.0; self.len() * per_sample];
-        values.par_chunks_mut(per_sample.max(1)).zip(&self.seeds).for_each(|(chunk, seed)| {
-            let key = mix64(seed ^ (u64::from(site) << 32 | 0xd0));
+        values.par_chunks_mut(per_sample.max(1)).enumerate().for_each(|(sample, chunk)| {
             for (element, value) in chunk.iter_mut().enumerate() {
-                if hash32(key, counter(element)) >= threshold {
-                    *value = kept;
-                }
+                *value = dropout.factor(sample, counter(element));
             }
         });
         values
+    }
+
+    /// The factors of a site, one at a time.
+    pub(crate) fn dropout(&self, site: u32, probability: f64) -> Dropout {
+        let key = |seed: &u64| mix64(seed ^ (u64::from(site) << 32 | 0xd0));
+        Dropout {
+            keys: self.seeds.iter().map(key).collect(),
+            threshold: (probability * f64::from(u32::MAX)) as u32,
+            kept: (1.0 / (1.0 - probability)) as f32,
+        }
     }
 
     /// Patches kept by FLIP, in shuffled order: `[batch, kept]` indices into `0..patches`
@@ -106,6 +112,36 @@ impl SampleRng {
     }
 }
 
+/// Dropout factors of a site.
+#[derive(Debug, Clone)]
+pub(crate) struct Dropout {
+    /// One per sample.
+    keys: Vec<u64>,
+    threshold: u32,
+    kept: f32,
+}
+
+impl Dropout {
+    /// Factor of an element, by its counter.
+    #[inline(always)]
+    pub(crate) fn factor(&self, sample: usize, counter: u32) -> f32 {
+        if hash32(self.keys[sample], counter) >= self.threshold { self.kept } else { 0.0 }
+    }
+}
+
+/// Counter of an element of a hidden state `[positions, width]`.
+#[inline(always)]
+pub(crate) fn hidden_counter(width: usize, position: usize, column: usize) -> u32 {
+    (position * width + column) as u32
+}
+
+/// Counter of an attention probability.
+#[inline(always)]
+pub(crate) fn attention_counter(head: usize, query: usize, key: usize) -> u32 {
+    let row = (head as u32).wrapping_mul(POSITION_STRIDE).wrapping_add(query as u32);
+    row.wrapping_mul(POSITION_STRIDE).wrapping_add(key as u32)
+}
+
 /// Number of patches that FLIP keeps: `int(patches * (1 - ratio))`.
 pub fn kept_patches(patches: usize, ratio: f64) -> usize {
     (patches as f64 * (1.0 - ratio)) as usize
@@ -120,7 +156,7 @@ fn mix64(value: u64) -> u64 {
 }
 
 /// Two keyed rounds of a 32-bit integer hash; vectorises.
-#[inline]
+#[inline(always)]
 fn hash32(key: u64, counter: u32) -> u32 {
     let round = |value: u32| {
         let value = (value ^ (value >> 16)).wrapping_mul(0x7feb_352d);

@@ -2,68 +2,22 @@
 #![cfg(feature = "flex")]
 #![allow(clippy::unwrap_used)]
 
+mod small;
+
 use burn::{
     module::{Module, Param},
-    tensor::{Device, Int, Tensor, TensorData},
+    tensor::{Device, Int, Tensor},
 };
-use cn_clip_model::{
-    Clip, ClipConfig, ImageTower, Pass, SampleRng, TextConfig, VisionConfig,
-    config::{TextActivation, VisionLayers},
-};
-
-/// Sizes that fill neither tiles nor vectors.
-fn config(head_width: usize, heads: usize, layers: usize) -> ClipConfig {
-    ClipConfig {
-        vision: VisionConfig {
-            embed_dim: 24,
-            image_resolution: 40,
-            layers: VisionLayers::Transformer(layers),
-            width: head_width * heads,
-            patch_size: Some(8),
-            head_width,
-        },
-        text: TextConfig {
-            vocab_size: 120,
-            hidden_size: head_width * heads,
-            layers,
-            heads,
-            intermediate_size: 900,
-            activation: TextActivation::Gelu,
-            hidden_dropout: 0.0,
-            attention_dropout: 0.0,
-            max_positions: 16,
-            type_vocab_size: 2,
-            initializer_range: 0.2,
-        },
-    }
-}
-
-fn pixels(batch: usize, device: &Device) -> Tensor<4> {
-    let values: Vec<f32> =
-        (0..batch * 3 * 40 * 40).map(|index| (index as f32 * 0.37).sin()).collect();
-    Tensor::from_data(TensorData::new(values, [batch, 3, 40, 40]), device)
-}
-
-/// Texts of these lengths, padded to the longest.
-fn tokens(lengths: &[usize], device: &Device) -> Tensor<2, Int> {
-    let longest = lengths.iter().copied().max().unwrap_or(0);
-    let id =
-        |text: usize, at: usize| if at < lengths[text] { 1 + (text * 7 + at) as i32 } else { 0 };
-    let ids: Vec<i32> =
-        (0..lengths.len()).flat_map(|text| (0..longest).map(move |at| id(text, at))).collect();
-    Tensor::from_data(TensorData::new(ids, [lengths.len(), longest]), device)
-}
+use cn_clip_model::{Clip, ImageTower, Pass};
+use small::{config, double, pixels, tokens};
 
 fn values(tensor: Tensor<2>) -> Vec<f32> {
-    tensor.into_data().try_into_vec().unwrap()
+    tensor.into_data().iter::<f32>().collect()
 }
 
-/// By Burn: training passes never use the kernels, and without dropout they are the same function.
+/// By Burn, in double precision, for which there are no kernels.
 fn by_burn(model: &Clip, pixels: Tensor<4>, tokens: Tensor<2, Int>) -> [Vec<f32>; 2] {
-    let rng = SampleRng::for_step(0, 0, 0..tokens.dims()[0].max(pixels.dims()[0]));
-    let pass = Pass::Train { rng: &rng, update_statistics: false };
-    let ImageTower::Vit(tower) = &model.visual else { panic!("a ViT") };
-    [values(tower.forward(pixels, None)), values(model.encode_text(tokens, pass))]
+    by_kernels(&double(model), pixels, tokens)
 }
 
 fn by_kernels(model: &Clip, pixels: Tensor<4>, tokens: Tensor<2, Int>) -> [Vec<f32>; 2] {
@@ -71,12 +25,12 @@ fn by_kernels(model: &Clip, pixels: Tensor<4>, tokens: Tensor<2, Int>) -> [Vec<f
     [values(image), values(model.encode_text(tokens, Pass::Eval))]
 }
 
-fn assert_close(a: &[Vec<f32>; 2], b: &[Vec<f32>; 2]) {
+fn assert_close(a: &[Vec<f32>; 2], b: &[Vec<f32>; 2], tolerance: f32) {
     for (a, b) in a.iter().zip(b) {
         assert_eq!(a.len(), b.len());
         let norm = a.iter().map(|x| x * x).sum::<f32>().sqrt();
         let error = a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt();
-        assert!(norm > 0.1 && error < 2e-6 * norm, "{error} of {norm}");
+        assert!(norm > 0.1 && error < tolerance * norm, "{error} of {norm}");
     }
 }
 
@@ -89,20 +43,22 @@ fn kernels_compute_what_burn_does() {
         {
             let (pixels, tokens) = (pixels(lengths.len(), &device), tokens(lengths, &device));
             let expected = by_burn(&model, pixels.clone(), tokens.clone());
-            assert_close(&expected, &by_kernels(&model, pixels, tokens));
+            assert_close(&expected, &by_kernels(&model, pixels, tokens), 2e-6);
         }
     }
 }
 
-/// Padding that is no padding, and a text of padding alone, go by Burn.
+/// Padding that is no padding, and a text of padding alone, go by Burn. Of the latter all scores
+/// are some -10,000, in single precision off by a thousandth.
 #[test]
 fn zeros_inside_a_text_are_masked() {
     let device = Device::flex();
     let model = Clip::init(&config(16, 2, 2), &device, 3);
-    for ids in [[[1, 0, 3, 0], [2, 4, 1, 1]], [[0, 0, 0, 0], [2, 4, 1, 0]]] {
+    let inside = ([[1, 0, 3, 0], [2, 4, 1, 1]], 2e-6);
+    for (ids, tolerance) in [inside, ([[0, 0, 0, 0], [2, 4, 1, 0]], 1e-4)] {
         let tokens = Tensor::<2, Int>::from_data(ids, &device);
         let expected = by_burn(&model, pixels(2, &device), tokens.clone());
-        assert_close(&expected, &by_kernels(&model, pixels(2, &device), tokens));
+        assert_close(&expected, &by_kernels(&model, pixels(2, &device), tokens), tolerance);
     }
 }
 
@@ -121,7 +77,7 @@ fn changed_weights_are_prepared_anew() {
     let bias = &mut model.bert.encoder.layer[1].output.dense.bias;
     *bias = bias.take().map(|bias: Param<Tensor<1>>| bias.map(|bias| bias + 0.1));
     let after = evaluate(&model);
-    assert_close(&by_burn(&model, input().0, input().1), &after);
+    assert_close(&by_burn(&model, input().0, input().1), &after, 2e-6);
     assert!(before[0] != after[0] && before[1] != after[1]);
     assert_eq!(evaluate(&copy), before);
     model.release_prepared();

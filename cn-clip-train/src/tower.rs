@@ -10,7 +10,7 @@ use burn::tensor::{Gradients, Int, Tensor};
 use cn_clip_model::{
     Clip, ImageTower, Pass, normalize,
     precision::track,
-    text::bert::Bert,
+    text::bert::{Bert, Padding},
     vision::{resnet::ModifiedResNet, vit::VisionTransformer},
 };
 
@@ -50,8 +50,8 @@ impl<'a> Tower<'a> {
 
     /// The text tower of `model` on token ids `[batch, tokens]`.
     pub fn text(model: &'a Clip, tokens: Tensor<2, Int>, pass: Pass<'a>) -> Self {
-        let bias = Bert::attention_bias(tokens.clone(), &model.device());
-        Self::Text(Text { model, tokens, bias, pass, start: None })
+        let padding = Bert::padding(tokens.clone(), &model.device());
+        Self::Text(Text { model, tokens, padding, pass, start: None })
     }
 
     /// Number of blocks.
@@ -277,7 +277,7 @@ impl Blocks<4> for ResNet<'_> {
 pub struct Text<'a> {
     model: &'a Clip,
     tokens: Tensor<2, Int>,
-    bias: Tensor<4>,
+    padding: Padding,
     pass: Pass<'a>,
     start: Option<(usize, Tensor<3>)>,
 }
@@ -297,7 +297,7 @@ impl Blocks<3> for Text<'_> {
 
     fn block(&self, index: usize, x: Tensor<3>) -> Tensor<3> {
         let last = index + 1 == self.count();
-        self.model.bert.layer(index, x, self.bias.clone(), self.pass, last)
+        self.model.bert.layer(index, x, &self.padding, self.pass, last)
     }
 
     fn last(&self, x: Tensor<3>) -> Tensor<2> {

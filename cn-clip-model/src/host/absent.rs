@@ -2,7 +2,7 @@
 
 use burn::tensor::{Int, Tensor};
 
-use crate::{text::bert, vision::vit};
+use crate::{random::Dropout, text::bert, vision::vit};
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Prepared;
@@ -24,19 +24,30 @@ pub(crate) fn text(
     _: &[bert::Layer],
     _: usize,
     _: &Tensor<3>,
-    _: Tensor<2, Int>,
+    _: &[usize],
 ) -> Option<Tensor<3>> {
     None
 }
 
-pub(crate) fn quick_gelu<const D: usize>(_: &Tensor<D>) -> Option<Tensor<D>> {
+pub(crate) fn lengths<const D: usize>(_: Tensor<2, Int>, _: &Tensor<D>) -> Option<Vec<usize>> {
     None
 }
 
-pub(crate) fn gelu<const D: usize>(_: &Tensor<D>) -> Option<Tensor<D>> {
+pub(crate) fn vision_block(
+    _: &vit::ResidualAttentionBlock,
+    _: &Tensor<3>,
+    _: bool,
+) -> Option<Tensor<3>> {
     None
 }
 
-pub(crate) fn softmax<const D: usize>(_: &Tensor<D>) -> Option<Tensor<D>> {
+pub(crate) fn text_layer(
+    _: &bert::Layer,
+    _: usize,
+    _: &Tensor<3>,
+    _: &[usize],
+    _: [Option<Dropout>; 3],
+    _: bool,
+) -> Option<Tensor<3>> {
     None
 }

@@ -45,9 +45,53 @@ pub(super) fn tile_columns() -> usize {
     Arch::new().dispatch(Columns)
 }
 
+/// Rows of a tile on this processor.
+pub(super) fn tile_rows() -> usize {
+    struct Count<'a>(&'a mut usize);
+    impl Task for Count<'_> {
+        #[inline(always)]
+        fn run<S: Simd, const MR: usize>(self, _: S) {
+            *self.0 = MR;
+        }
+    }
+    let mut rows = 1;
+    run(Count(&mut rows));
+    rows
+}
+
 /// Whether the kernels are worth it: the processor has vectors of at least four floats.
 pub(super) fn has_vectors() -> bool {
     tile_columns() >= 4 * VECTORS
+}
+
+/// Some columns of a row-major matrix.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct View<'a> {
+    /// The whole matrix.
+    pub values: &'a [f32],
+    /// Columns of the whole matrix.
+    pub stride: usize,
+    /// First column.
+    pub first: usize,
+    /// Number of columns.
+    pub columns: usize,
+}
+
+impl<'a> View<'a> {
+    /// All columns.
+    pub fn whole(values: &'a [f32], columns: usize) -> Self {
+        Self { values, stride: columns, first: 0, columns }
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.values.len() / self.stride.max(1)
+    }
+
+    #[inline(always)]
+    fn row(&self, row: usize) -> &'a [f32] {
+        &self.values[row * self.stride + self.first..][..self.columns]
+    }
 }
 
 /// A matrix `[depth, columns]` in panels of [`tile_columns`] columns, each `[depth][panel]`; the
@@ -61,30 +105,71 @@ pub(super) struct Packed {
 }
 
 impl Packed {
-    /// Packs row-major matrices of the same depth, side by side.
-    pub fn new(parts: &[&[f32]], depth: usize) -> Self {
-        let width = |part: &[f32]| part.len() / depth.max(1);
-        let columns = parts.iter().map(|part| width(part)).sum();
-        let mut packed = Self { depth, columns, panel: tile_columns(), data: Vec::new() };
-        let size = packed.panel * depth;
-        packed.data.resize(packed.panels() * size, 0.0);
-        packed.data.par_chunks_mut(size.max(1)).enumerate().for_each(|(index, panel)| {
-            // Columns of the panel, and of each part, in the whole matrix.
-            let (start, end) = (index * packed.panel, (index + 1) * packed.panel);
+    /// Packs matrices of the same depth, side by side.
+    pub fn new(parts: &[View]) -> Self {
+        let depth = parts.first().map_or(0, View::rows);
+        let columns = parts.iter().map(|part| part.columns).sum();
+        Self::gathered(depth, columns, |row, range, out| {
             let mut first = 0;
             for part in parts {
-                let width = width(part);
-                let (from, to) = (start.max(first), end.min(first + width));
+                let (from, to) = (range.start.max(first), range.end.min(first + part.columns));
                 if from < to {
-                    for (row, values) in panel.chunks_mut(packed.panel).zip(part.chunks(width)) {
-                        row[from - start..to - start]
-                            .copy_from_slice(&values[from - first..to - first]);
-                    }
+                    out[from - range.start..to - range.start]
+                        .copy_from_slice(&part.row(row)[from - first..to - first]);
                 }
-                first += width;
+                first += part.columns;
+            }
+        })
+    }
+
+    /// Packs the transposes of matrices of as many rows, one below the other.
+    pub fn transposed(parts: &[View]) -> Self {
+        let depth = parts.iter().map(|part| part.columns).sum();
+        let columns = parts.first().map_or(0, View::rows);
+        let mut packed = Self::empty(depth, columns);
+        packed.each_panel(|range, width, panel| {
+            for (place, column) in range.enumerate() {
+                let values = parts.iter().flat_map(|part| part.row(column));
+                let places = panel[place..].iter_mut().step_by(width);
+                places.zip(values).for_each(|(place, value)| *place = *value);
             }
         });
         packed
+    }
+
+    /// Packs the rows that `fill` writes: row, columns, values.
+    pub fn gathered(
+        depth: usize,
+        columns: usize,
+        fill: impl Fn(usize, Range<usize>, &mut [f32]) + Sync,
+    ) -> Self {
+        let mut packed = Self::empty(depth, columns);
+        packed.each_panel(|range, width, panel| {
+            Arch::new().dispatch(
+                #[inline(always)]
+                || {
+                    for (row, values) in panel.chunks_exact_mut(width).enumerate() {
+                        fill(row, range.clone(), &mut values[..range.len()]);
+                    }
+                },
+            );
+        });
+        packed
+    }
+
+    fn empty(depth: usize, columns: usize) -> Self {
+        let mut packed = Self::default();
+        packed.reset(depth, columns, tile_columns());
+        packed
+    }
+
+    /// Shows `write` the columns of each panel, its width and its values.
+    fn each_panel(&mut self, write: impl Fn(Range<usize>, usize, &mut [f32]) + Sync) {
+        let (width, columns) = (self.panel, self.columns);
+        let size = (width * self.depth).max(1);
+        self.data.par_chunks_mut(size).enumerate().for_each(|(index, panel)| {
+            write(index * width..((index + 1) * width).min(columns), width, panel);
+        });
     }
 
     /// Prepares for [`set`](Self::set), reusing memory.
@@ -141,6 +226,15 @@ impl Rows {
         let size = count.div_ceil(MR) * MR * depth;
         self.data.clear();
         self.data.resize(size, 0.0);
+    }
+
+    /// Sets, of all rows, the values at a place of the depth.
+    #[inline(always)]
+    pub fn set_across<const MR: usize>(&mut self, place: usize, values: &[f32]) {
+        for (group, values) in values.chunks(MR).enumerate() {
+            let start = (group * self.depth + place) * MR;
+            self.data[start..][..values.len()].copy_from_slice(values);
+        }
     }
 
     /// Sets values of a row from `first` on.
@@ -241,15 +335,33 @@ mod tests {
                 b.chunks(columns).flat_map(|row| row[from..to].to_vec()).collect()
             };
             let (first, second) = (part(0, left), part(left, columns));
-            let parts: &[&[f32]] = if left > 0 { &[&first, &second] } else { &[&b] };
-            let weight = Packed::new(parts, depth);
-            let mut out = vec![f32::NAN; rows * columns];
-            run(Product { rows: &a, weight: &weight, out: &mut out });
-            for row in 0..rows {
-                for column in 0..columns {
-                    let sum = |k: usize| a[row * depth + k] * b[k * columns + column];
-                    let expected: f32 = (0..depth).map(sum).sum();
-                    assert_eq!(out[row * columns + column], expected, "{row} {column}");
+            let whole = View::whole(&b, columns);
+            let turned: Vec<f32> = (0..columns)
+                .flat_map(|column| b.iter().skip(column).step_by(columns).copied())
+                .collect();
+            let mut weights = vec![
+                Packed::new(&[whole]),
+                Packed::transposed(&[View::whole(&turned, depth)]),
+                Packed::new(&[
+                    View { columns: left, ..whole },
+                    View { first: left, columns: columns - left, ..whole },
+                ]),
+            ];
+            if left > 0 {
+                weights.push(Packed::new(&[
+                    View::whole(&first, left),
+                    View::whole(&second, columns - left),
+                ]));
+            }
+            for weight in weights {
+                let mut out = vec![f32::NAN; rows * columns];
+                run(Product { rows: &a, weight: &weight, out: &mut out });
+                for row in 0..rows {
+                    for column in 0..columns {
+                        let sum = |k: usize| a[row * depth + k] * b[k * columns + column];
+                        let expected: f32 = (0..depth).map(sum).sum();
+                        assert_eq!(out[row * columns + column], expected, "{row} {column}");
+                    }
                 }
             }
         }
@@ -259,7 +371,7 @@ mod tests {
     fn rows_and_columns_make_the_same_matrix() {
         let (depth, columns) = (5, 37);
         let b = matrix(depth, columns, 3);
-        let expected = Packed::new(&[&b], depth);
+        let expected = Packed::new(&[View::whole(&b, columns)]);
         let (mut by_rows, mut by_columns) = (Packed::default(), Packed::default());
         by_rows.reset(depth, columns, tile_columns());
         by_columns.reset(depth, columns, tile_columns());

@@ -11,10 +11,9 @@ use rayon::prelude::*;
 use super::{
     kernel::{Packed, Rows, Task, product, run, tile_columns},
     math::{Activation, Norm, exponentials, layer_norm},
+    product::block_rows,
 };
 
-/// Most rows of a task: with their hidden values they fit the second-level cache.
-const BLOCK_ROWS: usize = 72;
 /// Hidden values that are computed before they are multiplied on.
 const BLOCK_HIDDEN: usize = 768;
 
@@ -86,12 +85,6 @@ fn select_first(x: &[f32], lengths: &[usize], width: usize) -> Vec<f32> {
         Some(start)
     });
     starts.flat_map(|start| &x[start * width..][..width]).copied().collect()
-}
-
-/// Rows of a task: all threads get equally many.
-fn block_rows(rows: usize) -> usize {
-    let tasks = rows.div_ceil(BLOCK_ROWS).next_multiple_of(rayon::current_num_threads());
-    rows.div_ceil(tasks).next_multiple_of(12).clamp(1, BLOCK_ROWS)
 }
 
 /// Scratch memory of a task.

@@ -100,7 +100,7 @@ pub(super) fn layer_norm(row: &[f32], norm: &Norm, out: &mut [f32]) {
 
 /// Mean of a row, and the inverse of its standard deviation.
 #[inline(always)]
-fn moments(row: &[f32], epsilon: f32) -> (f32, f32) {
+pub(super) fn moments(row: &[f32], epsilon: f32) -> (f32, f32) {
     let count = row.len() as f32;
     let mean = sum(row, row, |x, _| x) / count;
     let variance = sum(row, row, |x, _| (x - mean) * (x - mean)) / count;

@@ -1,13 +1,15 @@
-//! The transformers on the processor by kernels of our own: whole layers for evaluation, and the
-//! operations of training that are slow in Burn.
+//! The transformers on the processor by kernels of our own: whole towers for evaluation, and whole
+//! layers, with their gradients, for training.
 //!
 //! Burn computes an operation at a time, each of which reads and writes whole tensors. Here the
-//! norms, biases, activations and residuals are part of the matrix products they stand beside,
-//! attention keeps its scores in the cache, and padding is left out. Only for 32-bit floats on the
+//! norms, biases, activations, dropout and residuals are part of the matrix products they stand
+//! beside, attention keeps its scores in the cache, and padding is left out. Only for 32-bit floats on the
 //! `flex` backend; everything else goes by Burn.
 
 #[cfg(feature = "flex")]
-mod autodiff;
+mod attend;
+#[cfg(feature = "flex")]
+mod block;
 #[cfg(feature = "flex")]
 mod kernel;
 #[cfg(feature = "flex")]
@@ -15,19 +17,23 @@ mod layer;
 #[cfg(feature = "flex")]
 mod math;
 #[cfg(feature = "flex")]
-mod rows;
+mod norm;
+#[cfg(feature = "flex")]
+mod product;
 #[cfg(feature = "flex")]
 mod source;
 #[cfg(feature = "flex")]
 mod tower;
+#[cfg(feature = "flex")]
+mod train;
 
 #[cfg(not(feature = "flex"))]
 mod absent;
 
 #[cfg(not(feature = "flex"))]
-pub(crate) use absent::{Prepared, gelu, quick_gelu, softmax, text, vision};
+pub(crate) use absent::{Prepared, lengths, text, text_layer, vision, vision_block};
 #[cfg(feature = "flex")]
 pub(crate) use {
-    autodiff::{gelu, quick_gelu, softmax},
-    tower::{Prepared, text, vision},
+    tower::{Prepared, lengths, text, vision},
+    train::{text_layer, vision_block},
 };

@@ -8,6 +8,7 @@ use burn::{
 };
 
 /// A tensor of 32-bit floats in memory, contiguous.
+#[derive(Debug)]
 pub(super) struct Source(FlexTensor);
 
 impl Source {
@@ -25,12 +26,6 @@ impl Source {
 
     pub fn shape(&self) -> Shape {
         self.0.layout().shape().clone()
-    }
-
-    /// Length of a row, the last dimension.
-    pub fn width(&self) -> usize {
-        let shape = self.0.layout().shape();
-        shape.num_dims().checked_sub(1).map_or(1, |last| shape[last])
     }
 
     /// What holds the values.

@@ -8,12 +8,12 @@ use burn::{
 };
 
 use super::{
-    kernel::{Packed, has_vectors},
+    kernel::{Packed, View, has_vectors},
     layer::{Layer, Linear, Order, first_rows},
     math::{Activation, Norm},
     source::Source,
 };
-use crate::{text::bert, vision::vit};
+use crate::{precision::without_graph, text::bert, vision::vit};
 
 /// The prepared layers of a tower. Copies of the tower share them; they are made anew when the
 /// weights are no longer those they were made from.
@@ -97,19 +97,45 @@ impl<'a> Parts<'a> {
     /// Linear layers of the same input, side by side.
     fn linear(&mut self, count: usize) -> Option<Linear> {
         let (mut weights, mut bias) = (Vec::new(), Vec::new());
-        let mut depth = 0;
         for _ in 0..count {
             let (weight, own) = (self.next()?, self.next()?);
-            depth = weight.len().checked_div(own.len())?;
-            weights.push(weight);
+            weights.push(View::whole(weight, own.len()));
             bias.extend_from_slice(own);
         }
-        Some(Linear { weight: Packed::new(&weights, depth), bias })
+        Some(Linear { weight: Packed::new(&weights), bias })
     }
 
     fn norm(&mut self, epsilon: f64) -> Option<Norm> {
         let (scale, shift) = (self.next()?.to_vec(), self.next()?.to_vec());
         Some(Norm { scale, shift, epsilon: epsilon as f32 })
+    }
+}
+
+impl Parts<'_> {
+    /// A layer, whose projections are one matrix where the norms stand before and three where they
+    /// stand after.
+    fn layer(
+        &mut self,
+        heads: usize,
+        order: Order,
+        activation: Activation,
+        epsilon: f64,
+    ) -> Option<Layer> {
+        let matrices = match order {
+            Order::Before => 1,
+            Order::After => 3,
+        };
+        Some(Layer {
+            heads,
+            order,
+            activation,
+            projections: self.linear(matrices)?,
+            output: self.linear(1)?,
+            first_norm: self.norm(epsilon)?,
+            second_norm: self.norm(epsilon)?,
+            inner: self.linear(1)?,
+            outer: self.linear(1)?,
+        })
     }
 }
 
@@ -133,19 +159,8 @@ pub(crate) fn vision(
     let heads = blocks.first()?.attn.heads();
     let tower = prepared.layers(sources.0?, |sources| {
         let mut parts = Parts(sources.iter());
-        let layer = |_| {
-            Some(Layer {
-                heads,
-                order: Order::Before,
-                projections: parts.linear(1)?,
-                output: parts.linear(1)?,
-                first_norm: parts.norm(vit::LAYER_NORM_EPSILON)?,
-                second_norm: parts.norm(vit::LAYER_NORM_EPSILON)?,
-                inner: parts.linear(1)?,
-                activation: Activation::QuickGelu,
-                outer: parts.linear(1)?,
-            })
-        };
+        let layer =
+            |_| parts.layer(heads, Order::Before, Activation::QuickGelu, vit::LAYER_NORM_EPSILON);
         blocks.iter().map(layer).collect()
     })?;
     let [batch, tokens, width] = x.dims();
@@ -154,14 +169,14 @@ pub(crate) fn vision(
 }
 
 /// Runs the layers of a BERT with erf-GELU on `x` (`[batch, tokens, hidden]`), without the padding
-/// of `tokens`, and returns the first token of the last, `[batch, 1, hidden]`; `None` where only
+/// behind these lengths, and returns the first token of the last, `[batch, 1, hidden]`; `None` where only
 /// Burn can.
 pub(crate) fn text(
     prepared: &Prepared,
     layers: &[bert::Layer],
     heads: usize,
     x: &Tensor<3>,
-    tokens: Tensor<2, Int>,
+    lengths: &[usize],
 ) -> Option<Tensor<3>> {
     let mut sources = Sources(has_vectors().then(Vec::new));
     let input = Source::of(x.clone())?;
@@ -177,33 +192,27 @@ pub(crate) fn text(
         sources.linear(&layer.output.dense);
     }
     let [batch, longest, width] = x.dims();
-    let lengths = lengths(tokens, longest)?;
     let tower = prepared.layers(sources.0?, |sources| {
         let mut parts = Parts(sources.iter());
-        let layer = |_| {
-            Some(Layer {
-                heads,
-                order: Order::After,
-                projections: parts.linear(3)?,
-                output: parts.linear(1)?,
-                first_norm: parts.norm(bert::LAYER_NORM_EPSILON)?,
-                second_norm: parts.norm(bert::LAYER_NORM_EPSILON)?,
-                inner: parts.linear(1)?,
-                activation: Activation::Gelu,
-                outer: parts.linear(1)?,
-            })
-        };
+        let layer =
+            |_| parts.layer(heads, Order::After, Activation::Gelu, bert::LAYER_NORM_EPSILON);
         layers.iter().map(layer).collect()
     })?;
-    let sequences = input.values().chunks_exact(longest * width).zip(&lengths);
+    let sequences = input.values().chunks_exact(longest * width).zip(lengths);
     let used: Vec<f32> =
         sequences.flat_map(|(rows, length)| &rows[..length * width]).copied().collect();
-    let rows = first_rows(&tower.layers, used, &lengths);
+    let rows = first_rows(&tower.layers, used, lengths);
     Some(Tensor::from_data(TensorData::new(rows, [batch, 1, width]), &x.device()))
 }
 
-/// Tokens of each text before its padding; `None` if padding (id 0) stands before the end.
-fn lengths(tokens: Tensor<2, Int>, longest: usize) -> Option<Vec<usize>> {
+/// Tokens of each text (`[batch, tokens]`) before its padding; `None` if padding (id 0) stands
+/// before the end, or where `beside`, a tensor on the same device, is for Burn only.
+pub(crate) fn lengths<const D: usize>(
+    tokens: Tensor<2, Int>,
+    beside: &Tensor<D>,
+) -> Option<Vec<usize>> {
+    Source::of(without_graph(beside.clone()))?;
+    let longest = tokens.dims()[1];
     let ids: Vec<i64> = tokens.into_data().iter::<i64>().collect();
     let length = |text: &[i64]| {
         let length = text.iter().rposition(|id| *id != 0)? + 1;

@@ -132,6 +132,15 @@ pub struct Bert {
     prepared: Prepared,
 }
 
+/// Where texts of a batch are padded.
+#[derive(Debug, Clone)]
+pub struct Padding {
+    /// Added to attention scores, `[batch, 1, 1, tokens]`: -10000 at padding.
+    bias: Tensor<4>,
+    /// Tokens of each text, where all padding is at the end and kernels leave it out.
+    lengths: Option<Vec<usize>>,
+}
+
 /// What the forward pass needs of the configuration.
 #[derive(Debug, Clone)]
 struct BertOptions {
@@ -139,6 +148,11 @@ struct BertOptions {
     activation: TextActivation,
     hidden_dropout: f64,
     attention_dropout: f64,
+}
+
+/// First dropout site of a layer; the embeddings have site 0.
+fn first_site(layer: usize) -> u32 {
+    1 + layer as u32 * SITES_PER_LAYER
 }
 
 impl Bert {
@@ -194,12 +208,14 @@ impl Bert {
         }
     }
 
-    /// Additive attention bias `[batch, 1, 1, tokens]`: -10000 at padding (id 0).
-    pub fn attention_bias(tokens: Tensor<2, Int>, device: &Device) -> Tensor<4> {
+    /// Padding (id 0) of token ids `[batch, tokens]`.
+    pub fn padding(tokens: Tensor<2, Int>, device: &Device) -> Padding {
         let [batch, length] = tokens.dims();
-        let padding: Tensor<2, Bool> = tokens.equal_scalar(0);
-        Tensor::zeros([batch, 1, 1, length], device)
-            .mask_fill(padding.reshape([batch, 1, 1, length]), MASKED)
+        let padding: Tensor<2, Bool> = tokens.clone().equal_scalar(0);
+        let bias = Tensor::zeros([batch, 1, 1, length], device)
+            .mask_fill(padding.reshape([batch, 1, 1, length]), MASKED);
+        let lengths = host::lengths(tokens, &bias);
+        Padding { bias, lengths }
     }
 
     /// Input of the first layer: embeddings after dropout.
@@ -209,30 +225,67 @@ impl Bert {
         drop_out(x, mask)
     }
 
-    /// Layer `index`, `[batch, tokens, hidden]` to the same shape; with `first_only`, the first
-    /// token of it, `[batch, 1, hidden]`, at the cost of one.
+    /// Layer `index`, `[batch, tokens, hidden]` to the same shape, in which padding holds anything;
+    /// with `first_only`, the first token of it, `[batch, 1, hidden]`, at the cost of one.
     pub fn layer(
         &self,
         index: usize,
         x: Tensor<3>,
-        bias: Tensor<4>,
+        padding: &Padding,
+        pass: Pass<'_>,
+        first_only: bool,
+    ) -> Tensor<3> {
+        self.layer_by_kernels(index, &x, padding, pass, first_only)
+            .unwrap_or_else(|| self.layer_by_operations(index, x, padding, pass, first_only))
+    }
+
+    fn layer_by_kernels(
+        &self,
+        index: usize,
+        x: &Tensor<3>,
+        padding: &Padding,
+        pass: Pass<'_>,
+        first_only: bool,
+    ) -> Option<Tensor<3>> {
+        let lengths = padding.lengths.as_ref()?;
+        if self.config.activation != TextActivation::Gelu {
+            return None;
+        }
+        let dropout = |number: u32, probability: f64| {
+            let rng = pass.rng().filter(|_| probability > 0.0)?;
+            Some(rng.dropout(first_site(index) + number, probability))
+        };
+        let dropouts = [
+            dropout(0, self.config.attention_dropout),
+            dropout(1, self.config.hidden_dropout),
+            dropout(2, self.config.hidden_dropout),
+        ];
+        let (layer, heads) = (&self.encoder.layer[index], self.config.heads);
+        host::text_layer(layer, heads, x, lengths, dropouts, first_only)
+    }
+
+    fn layer_by_operations(
+        &self,
+        index: usize,
+        x: Tensor<3>,
+        padding: &Padding,
         pass: Pass<'_>,
         first_only: bool,
     ) -> Tensor<3> {
         let layer = &self.encoder.layer[index];
-        let site = 1 + index as u32 * SITES_PER_LAYER;
+        let site = first_site(index);
         let own = &layer.attention.self_attention;
         let residual = if first_only { x.clone().slice_dim(1, 0..1) } else { x.clone() };
         let queries = own.query.forward(residual.clone());
         let [query, key, value] = [queries, own.key.forward(x.clone()), own.value.forward(x)]
             .map(|part| split_heads(part, self.config.heads));
         let mask = self.attention_mask(pass, site, &query, &key);
-        let context = attention(query, key, value, Some(bias), mask);
+        let context = attention(query, key, value, Some(padding.bias.clone()), mask);
         let mask = self.hidden_mask(pass, site + 1, &residual);
         let x = layer.attention.output.forward(context, residual, mask);
         let inner = layer.intermediate.dense.forward(x.clone());
         let inner = match self.config.activation {
-            TextActivation::Gelu => host::gelu(&inner).unwrap_or_else(|| gelu(inner)),
+            TextActivation::Gelu => gelu(inner),
             TextActivation::GeluNew => gelu_approximate(inner),
             TextActivation::Relu => relu(inner),
             TextActivation::Swish => silu(inner),
@@ -246,18 +299,20 @@ impl Bert {
     /// until [`Clip::release_prepared`](crate::Clip::release_prepared).
     pub fn forward(&self, tokens: Tensor<2, Int>, pass: Pass<'_>) -> Tensor<2> {
         let device = self.embeddings.word_embeddings.weight.val().device();
-        let bias = Self::attention_bias(tokens.clone(), &device);
-        let mut x = self.embed(tokens.clone(), pass);
-        if let (Pass::Eval, TextActivation::Gelu) = (pass, self.config.activation) {
+        let padding = Self::padding(tokens.clone(), &device);
+        let mut x = self.embed(tokens, pass);
+        if let (Pass::Eval, TextActivation::Gelu, Some(lengths)) =
+            (pass, self.config.activation, &padding.lengths)
+        {
             let layers = &self.encoder.layer;
-            let first = host::text(&self.prepared, layers, self.config.heads, &x, tokens);
+            let first = host::text(&self.prepared, layers, self.config.heads, &x, lengths);
             if let Some(first) = first {
                 return first.squeeze_dim(1);
             }
         }
         let depth = self.encoder.layer.len();
         for index in 0..depth {
-            x = self.layer(index, x, bias.clone(), pass, index + 1 == depth);
+            x = self.layer(index, x, &padding, pass, index + 1 == depth);
         }
         x.slice_dim(1, 0..1).squeeze_dim(1)
     }

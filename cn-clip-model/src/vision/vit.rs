@@ -99,7 +99,7 @@ impl Mlp {
 
 /// `x * sigmoid(1.702 x)`.
 fn quick_gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    host::quick_gelu(&x).unwrap_or_else(|| x.clone() * sigmoid(x.mul_scalar(1.702)))
+    x.clone() * sigmoid(x.mul_scalar(1.702))
 }
 
 /// Pre-norm transformer block.
@@ -118,12 +118,20 @@ pub struct ResidualAttentionBlock {
 impl ResidualAttentionBlock {
     /// `[batch, tokens, width]` to the same shape.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let x = x.clone() + self.attn.forward(layer_norm(&self.ln_1, x));
-        x.clone() + self.mlp.forward(layer_norm(&self.ln_2, x))
+        host::vision_block(self, &x, false).unwrap_or_else(|| self.forward_by_operations(x))
     }
 
     /// The first token of [`forward`](Self::forward), `[batch, 1, width]`, at the cost of one.
     pub fn forward_first(&self, x: Tensor<3>) -> Tensor<3> {
+        host::vision_block(self, &x, true).unwrap_or_else(|| self.forward_first_by_operations(x))
+    }
+
+    fn forward_by_operations(&self, x: Tensor<3>) -> Tensor<3> {
+        let x = x.clone() + self.attn.forward(layer_norm(&self.ln_1, x));
+        x.clone() + self.mlp.forward(layer_norm(&self.ln_2, x))
+    }
+
+    fn forward_first_by_operations(&self, x: Tensor<3>) -> Tensor<3> {
         let first = x.clone().slice_dim(1, 0..1);
         let x = first + self.attn.forward_first(layer_norm(&self.ln_1, x));
         x.clone() + self.mlp.forward(layer_norm(&self.ln_2, x))

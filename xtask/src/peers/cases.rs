@@ -142,8 +142,8 @@ impl Work {
     }
 }
 
-/// All of them.
-pub fn all() -> Vec<Case> {
+/// All of them, PyTorch in bf16 only if it is wanted.
+pub fn all(bf16: bool) -> Vec<Case> {
     use Contender::{Onnx, Ours, Torch, TorchBf16};
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let case = |name, about, items, contenders, work| {
@@ -160,8 +160,8 @@ pub fn all() -> Vec<Case> {
         checkpointing,
         dropout: 0.1,
     };
-    let fp32 = &[Ours, Torch, Onnx];
-    let with_bf16 = &[Ours, Torch, Onnx, TorchBf16];
+    let fp32: &[_] = &[Ours, Torch, Onnx];
+    let with_bf16: &[_] = if bf16 { &[Ours, Torch, Onnx, TorchBf16] } else { fp32 };
     let torch = &[Ours, Torch];
     vec![
         case("image-b1", "encode 1 picture", 1, fp32, image(1)),
@@ -201,7 +201,7 @@ mod tests {
 
     #[test]
     fn names_differ_and_we_come_first() {
-        let cases = all();
+        let cases = all(true);
         let names: HashSet<_> = cases.iter().map(|case| case.name).collect();
         assert_eq!(names.len(), cases.len());
         assert!(cases.iter().all(|case| case.contenders[0] == Contender::Ours));
@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn work_is_told_as_json() {
-        for case in all() {
+        for case in all(true) {
             if !matches!(case.work, Work::Whole(_)) {
                 let text = serde_json::to_string(&case.work).unwrap();
                 assert_eq!(serde_json::from_str::<Work>(&text).unwrap(), case.work, "{text}");
@@ -219,7 +219,7 @@ mod tests {
 
     #[test]
     fn checks_leave_chance_out() {
-        let checked = all().iter().filter_map(|case| case.work.checked()).collect::<Vec<_>>();
+        let checked = all(true).iter().filter_map(|case| case.work.checked()).collect::<Vec<_>>();
         assert_eq!(checked.len(), 10);
         let chance = |work: &Work| match work {
             Work::Train { mask_ratio, dropout, .. } => mask_ratio + dropout,

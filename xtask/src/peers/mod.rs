@@ -25,7 +25,7 @@ use cases::{Case, Contender, Work};
 use process::Worker;
 use report::{Report, Timing};
 
-use crate::release;
+use crate::{machine::Machine, release};
 
 /// The peers, PyTorch as the Python program requires it.
 const PACKAGES: [&str; 5] = ["torch==2.4.1", "numpy==1.26.4", "onnx", "onnxruntime", "pillow"];
@@ -48,6 +48,9 @@ pub struct PeersArgs {
     /// Alternations of the contenders
     #[arg(long, default_value_t = 5)]
     alternations: usize,
+    /// PyTorch in bf16 even where the processor has no instructions for it, which takes minutes
+    #[arg(long)]
+    bf16: bool,
     /// A Python with the peers; made in the directory when not given
     #[arg(long)]
     python: Option<PathBuf>,
@@ -80,7 +83,8 @@ pub fn run(args: &PeersArgs) -> anyhow::Result<()> {
     let chosen = |name: &str| {
         args.case.is_empty() || args.case.iter().any(|prefix| name.starts_with(prefix))
     };
-    let cases: Vec<Case> = cases::all().into_iter().filter(|case| chosen(case.name)).collect();
+    let bf16 = args.bf16 || Machine::here().vectors.iter().any(|set| set.ends_with("bf16"));
+    let cases: Vec<Case> = cases::all(bf16).into_iter().filter(|case| chosen(case.name)).collect();
     if args.list {
         cases.iter().for_each(|case| println!("{:<24} {}", case.name, case.about));
         return Ok(());
@@ -228,7 +232,7 @@ mod tests {
     use super::*;
 
     fn case() -> Case {
-        cases::all().remove(0)
+        cases::all(true).remove(0)
     }
 
     #[test]

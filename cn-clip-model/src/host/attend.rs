@@ -1,0 +1,423 @@
+//! Attention of training: its context, and the gradients of queries, keys and values, for which the
+//! probabilities are computed again.
+
+use pulp::Simd;
+use rayon::prelude::*;
+
+use super::{
+    kernel::{Packed, Rows, Task, product, run, tile_columns},
+    math::{exponentials, sum},
+};
+use crate::random::{Dropout, attention_counter};
+
+/// Sequences of a batch, without their padding: the rows of all, one after the other.
+#[derive(Debug, Clone)]
+pub(super) struct Sequences {
+    pub lengths: Vec<usize>,
+    /// Whether only the first row of each asks, or all.
+    pub first_only: bool,
+}
+
+impl Sequences {
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.lengths.iter().sum()
+    }
+
+    /// Rows of a sequence that ask.
+    pub fn queries(&self, length: usize) -> usize {
+        if self.first_only { length.min(1) } else { length }
+    }
+
+    /// Sequence, position and row of each row that asks.
+    pub fn asking(&self) -> Vec<Asking> {
+        let mut asking = Vec::with_capacity(self.rows());
+        let mut start = 0;
+        for (sample, length) in self.lengths.iter().enumerate() {
+            let place = |position| Asking { sample, position, row: start + position };
+            asking.extend((0..self.queries(*length)).map(place));
+            start += length;
+        }
+        asking
+    }
+}
+
+/// A row that asks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asking {
+    pub sample: usize,
+    pub position: usize,
+    pub row: usize,
+}
+
+/// Rows whose heads lie apart.
+pub(super) struct ByHead<'a> {
+    values: &'a [f32],
+    head_width: usize,
+    /// Start of the first head of a row, and how far it is to the next.
+    places: Vec<(usize, usize)>,
+}
+
+impl ByHead<'_> {
+    /// Copies columns of a row.
+    #[inline(always)]
+    pub fn fill(&self, row: usize, columns: std::ops::Range<usize>, out: &mut [f32]) {
+        let (start, stride) = self.places[row];
+        let mut column = columns.start;
+        while column < columns.end {
+            let (head, within) = (column / self.head_width, column % self.head_width);
+            let count = (self.head_width - within).min(columns.end - column);
+            let values = &self.values[start + head * stride + within..][..count];
+            out[column - columns.start..][..count].copy_from_slice(values);
+            column += count;
+        }
+    }
+}
+
+/// Scaled dot-product attention of heads.
+pub(super) struct Attention<'a> {
+    pub sequences: &'a Sequences,
+    pub heads: usize,
+    /// Of probabilities.
+    pub dropout: Option<&'a Dropout>,
+    /// `[asking rows, width]`.
+    pub queries: &'a [f32],
+    /// `[rows, 2 * width]`: keys, then values.
+    pub keys_values: &'a [f32],
+}
+
+/// One head of one sequence.
+struct Head<'a> {
+    sample: usize,
+    head: usize,
+    head_width: usize,
+    /// `[queries, width]` of the sequence.
+    queries: &'a [f32],
+    /// `[length, 2 * width]` of the sequence.
+    keys_values: &'a [f32],
+    width: usize,
+    dropout: Option<&'a Dropout>,
+}
+
+impl Attention<'_> {
+    fn width(&self) -> usize {
+        self.keys_values.len().checked_div(2 * self.sequences.rows()).unwrap_or(0)
+    }
+
+    /// `[heads, queries, head_width]` for each sequence.
+    pub fn context(&self) -> Vec<f32> {
+        let mut context = vec![0.0; self.queries.len()];
+        let head_width = self.width() / self.heads;
+        let mut rest = context.as_mut_slice();
+        let tasks: Vec<_> = self
+            .each_head()
+            .map(|head| {
+                let count = head.queries.len() / head.width.max(1) * head_width;
+                let (out, after) = std::mem::take(&mut rest).split_at_mut(count);
+                rest = after;
+                (head, out)
+            })
+            .collect();
+        tasks.into_par_iter().for_each_init(Scratch::default, |scratch, (head, out)| {
+            run(Forward { head, out, scratch });
+        });
+        context
+    }
+
+    /// Gradients of queries, keys and values, given the context and its gradient
+    /// (`[asking rows, width]`): for each sequence and head, one after the other.
+    pub fn backward(&self, context: &[f32], gradient: &[f32]) -> Vec<f32> {
+        let (width, rows) = (self.width(), self.sequences.rows());
+        let head_width = width / self.heads;
+        let mut gradients = vec![0.0; self.queries.len() + 2 * rows * width];
+        let (mut rest, mut context, mut start) = (gradients.as_mut_slice(), context, 0);
+        let mut tasks = Vec::with_capacity(self.sequences.lengths.len() * self.heads);
+        for head in self.each_head() {
+            let queries = head.queries.len() / width.max(1);
+            let length = head.keys_values.len() / (2 * width).max(1);
+            let (out, after) =
+                std::mem::take(&mut rest).split_at_mut((queries + 2 * length) * head_width);
+            rest = after;
+            let (own, after) = context.split_at(queries * head_width);
+            context = after;
+            let gradient = &gradient[start * width..][..queries * width];
+            if head.head + 1 == self.heads {
+                start += queries;
+            }
+            tasks.push(Backward { head, context: own, gradient, out });
+        }
+        tasks.into_par_iter().for_each_init(Scratch::default, |scratch, task| {
+            run(BackwardTask { task, scratch });
+        });
+        gradients
+    }
+
+    /// The heads of all sequences, in order.
+    fn each_head(&self) -> impl Iterator<Item = Head<'_>> {
+        let width = self.width();
+        let (mut queries, mut keys_values) = (self.queries, self.keys_values);
+        self.sequences.lengths.iter().enumerate().flat_map(move |(sample, length)| {
+            let (own_queries, rest) = queries.split_at(self.sequences.queries(*length) * width);
+            queries = rest;
+            let (own_keys_values, rest) = keys_values.split_at(length * 2 * width);
+            keys_values = rest;
+            (0..self.heads).map(move |head| Head {
+                sample,
+                head,
+                head_width: width / self.heads,
+                queries: own_queries,
+                keys_values: own_keys_values,
+                width,
+                dropout: self.dropout,
+            })
+        })
+    }
+}
+
+/// The context by rows.
+pub(super) fn context_rows<'a>(
+    sequences: &Sequences,
+    context: &'a [f32],
+    heads: usize,
+    width: usize,
+) -> ByHead<'a> {
+    let head_width = width / heads;
+    let (mut places, mut start) = (Vec::with_capacity(sequences.rows()), 0);
+    for length in &sequences.lengths {
+        let queries = sequences.queries(*length);
+        places.extend((0..queries).map(|row| (start + row * head_width, queries * head_width)));
+        start += queries * width;
+    }
+    ByHead { values: context, head_width, places }
+}
+
+/// What [`Attention::backward`] returns by rows: gradients of queries, keys and values.
+pub(super) fn gradient_rows<'a>(
+    sequences: &Sequences,
+    gradients: &'a [f32],
+    heads: usize,
+    width: usize,
+) -> [ByHead<'a>; 3] {
+    let head_width = width / heads;
+    let mut places = [const { Vec::new() }; 3];
+    let mut start = 0;
+    for length in &sequences.lengths {
+        let queries = sequences.queries(*length);
+        let stride = (queries + 2 * length) * head_width;
+        let starts = [(0, queries), (queries, *length), (queries + length, *length)];
+        for (places, (before, count)) in places.iter_mut().zip(starts) {
+            let place = |row| (start + (before + row) * head_width, stride);
+            places.extend((0..count).map(place));
+        }
+        start += stride * heads;
+    }
+    places.map(|places| ByHead { values: gradients, head_width, places })
+}
+
+#[derive(Default)]
+struct Scratch {
+    rows: Rows,
+    hidden: Rows,
+    keys: Packed,
+    values: Packed,
+    own: Packed,
+    scores: Vec<f32>,
+    slopes: Vec<f32>,
+    /// Probabilities and gradients of the scores, by keys.
+    by_key: [Rows; 2],
+}
+
+impl Head<'_> {
+    #[inline(always)]
+    fn length(&self) -> usize {
+        self.keys_values.len() / (2 * self.width)
+    }
+
+    #[inline(always)]
+    fn query(&self, row: usize) -> &[f32] {
+        self.part(self.queries, self.width, row, 0)
+    }
+
+    #[inline(always)]
+    fn key(&self, row: usize) -> &[f32] {
+        self.part(self.keys_values, 2 * self.width, row, 0)
+    }
+
+    #[inline(always)]
+    fn value(&self, row: usize) -> &[f32] {
+        self.part(self.keys_values, 2 * self.width, row, self.width)
+    }
+
+    #[inline(always)]
+    fn part<'b>(&self, values: &'b [f32], stride: usize, row: usize, first: usize) -> &'b [f32] {
+        &values[row * stride + first + self.head * self.head_width..][..self.head_width]
+    }
+
+    /// Exponentials of the scores of a group of queries from `start` on, `[MR, length]`, and their
+    /// sums.
+    #[inline(always)]
+    fn scores<S: Simd, const MR: usize>(
+        &self,
+        simd: S,
+        start: usize,
+        count: usize,
+        keys: &Packed,
+        rows: &mut Rows,
+        scores: &mut Vec<f32>,
+    ) -> [f32; MR] {
+        let (length, depth) = (self.length(), self.head_width);
+        let scale = 1.0 / (depth as f32).sqrt();
+        rows.reset::<MR>(count, depth);
+        for row in 0..count {
+            rows.set::<MR>(row, 0, self.query(start + row));
+        }
+        scores.resize(MR * length, 0.0);
+        product::<S, MR>(simd, rows, keys, 0..keys.panels(), 0..depth, |row, first, sums| {
+            let scores = &mut scores[row * length + first..][..sums.len()];
+            scores.iter_mut().zip(sums).for_each(|(score, sum)| *score = sum * scale);
+        });
+        let mut totals = [1.0; MR];
+        for (row, total) in totals.iter_mut().enumerate().take(count) {
+            *total = exponentials(&mut scores[row * length..][..length]);
+        }
+        totals
+    }
+
+    /// Multiplies by the dropout factors of a query.
+    #[inline(always)]
+    fn drop_out(&self, query: usize, probabilities: &mut [f32]) {
+        if let Some(dropout) = self.dropout {
+            for (key, probability) in probabilities.iter_mut().enumerate() {
+                *probability *=
+                    dropout.factor(self.sample, attention_counter(self.head, query, key));
+            }
+        }
+    }
+}
+
+struct Forward<'a> {
+    head: Head<'a>,
+    /// `[queries, head_width]`.
+    out: &'a mut [f32],
+    scratch: &'a mut Scratch,
+}
+
+impl Task for Forward<'_> {
+    #[inline(always)]
+    fn run<S: Simd, const MR: usize>(self, simd: S) {
+        let Self { head, out, scratch } = self;
+        let Scratch { rows, hidden, keys, values, scores, .. } = scratch;
+        let (length, depth) = (head.length(), head.head_width);
+        keys.reset(depth, length, tile_columns());
+        values.reset(length, depth, tile_columns());
+        for row in 0..length {
+            keys.set_column(row, head.key(row));
+            values.set_row(row, head.value(row));
+        }
+        for (group, out) in out.chunks_mut(MR * depth).enumerate() {
+            let (start, count) = (group * MR, out.len() / depth);
+            let totals = head.scores::<S, MR>(simd, start, count, keys, rows, scores);
+            hidden.reset::<MR>(count, length);
+            for row in 0..count {
+                let scores = &mut scores[row * length..][..length];
+                head.drop_out(start + row, scores);
+                hidden.set::<MR>(row, 0, scores);
+            }
+            let panels = 0..values.panels();
+            product::<S, MR>(simd, hidden, values, panels, 0..length, |row, first, sums| {
+                let out = &mut out[row * depth + first..][..sums.len()];
+                let factor = 1.0 / totals[row];
+                out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum * factor);
+            });
+        }
+    }
+}
+
+struct Backward<'a> {
+    head: Head<'a>,
+    /// `[queries, head_width]`.
+    context: &'a [f32],
+    /// `[queries, width]`, that of the context of all heads.
+    gradient: &'a [f32],
+    /// `[queries + 2 * length, head_width]`.
+    out: &'a mut [f32],
+}
+
+struct BackwardTask<'a> {
+    task: Backward<'a>,
+    scratch: &'a mut Scratch,
+}
+
+impl Task for BackwardTask<'_> {
+    #[inline(always)]
+    fn run<S: Simd, const MR: usize>(self, simd: S) {
+        let Backward { head, context, gradient, out } = self.task;
+        let Scratch { rows, hidden, keys, values, own, scores, slopes, by_key } = self.scratch;
+        let (length, depth) = (head.length(), head.head_width);
+        let queries = context.len() / depth;
+        let (of_queries, of_keys_values) = out.split_at_mut(queries * depth);
+        let (of_keys, of_values) = of_keys_values.split_at_mut(length * depth);
+        let scale = 1.0 / (depth as f32).sqrt();
+        let panel = tile_columns();
+        let given = |row: usize| head.part(gradient, head.width, row, 0);
+
+        keys.reset(depth, length, panel);
+        values.reset(depth, length, panel);
+        own.reset(length, depth, panel);
+        for row in 0..length {
+            keys.set_column(row, head.key(row));
+            values.set_column(row, head.value(row));
+            own.set_row(row, head.key(row));
+        }
+        let [probabilities, score_gradients] = by_key;
+        probabilities.reset::<MR>(length, queries);
+        score_gradients.reset::<MR>(length, queries);
+        for (group, of_queries) in of_queries.chunks_mut(MR * depth).enumerate() {
+            let (start, count) = (group * MR, of_queries.len() / depth);
+            let totals = head.scores::<S, MR>(simd, start, count, keys, rows, scores);
+            // Gradients of the probabilities after dropout.
+            rows.reset::<MR>(count, depth);
+            for row in 0..count {
+                rows.set::<MR>(row, 0, given(start + row));
+            }
+            slopes.resize(MR * length, 0.0);
+            let panels = 0..values.panels();
+            product::<S, MR>(simd, rows, values, panels, 0..depth, |row, first, sums| {
+                slopes[row * length + first..][..sums.len()].copy_from_slice(sums);
+            });
+            hidden.reset::<MR>(count, length);
+            for (row, total) in totals.iter().enumerate().take(count) {
+                let query = start + row;
+                let scores = &mut scores[row * length..][..length];
+                let slopes = &mut slopes[row * length..][..length];
+                let own = &context[query * depth..][..depth];
+                let mean = sum(own, given(query), |context, gradient| context * gradient);
+                let factor = 1.0 / total;
+                head.drop_out(query, slopes);
+                for (slope, score) in slopes.iter_mut().zip(scores.iter_mut()) {
+                    *score *= factor;
+                    *slope = *score * (*slope - mean) * scale;
+                }
+                head.drop_out(query, scores);
+                probabilities.set_across::<MR>(query, scores);
+                score_gradients.set_across::<MR>(query, slopes);
+                hidden.set::<MR>(row, 0, slopes);
+            }
+            multiply::<S, MR>(simd, hidden, own, of_queries);
+        }
+        own.reset(queries, depth, panel);
+        (0..queries).for_each(|row| own.set_row(row, head.query(row)));
+        multiply::<S, MR>(simd, score_gradients, own, of_keys);
+        (0..queries).for_each(|row| own.set_row(row, given(row)));
+        multiply::<S, MR>(simd, probabilities, own, of_values);
+    }
+}
+
+/// The product, row-major.
+#[inline(always)]
+fn multiply<S: Simd, const MR: usize>(simd: S, rows: &Rows, weight: &Packed, out: &mut [f32]) {
+    let panels = 0..weight.panels();
+    product::<S, MR>(simd, rows, weight, panels, 0..weight.depth, |row, first, sums| {
+        out[row * weight.columns + first..][..sums.len()].copy_from_slice(sums);
+    });
+}

@@ -1,0 +1,169 @@
+//! Layer norm of training: its rows are computed again wherever they are needed, from their moments.
+
+use std::ops::Range;
+
+use pulp::Arch;
+use rayon::prelude::*;
+
+use super::{
+    math::{moments, sum},
+    product::column_sums,
+};
+
+/// Rows of a task.
+const ROWS: usize = 16;
+
+/// Parameters of a layer norm.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Norm<'a> {
+    pub scale: &'a [f32],
+    pub shift: &'a [f32],
+    pub epsilon: f32,
+}
+
+/// Shows `change` every row, on all threads.
+pub(super) fn each_row(
+    values: &mut [f32],
+    width: usize,
+    change: impl Fn(usize, &mut [f32]) + Sync,
+) {
+    values.par_chunks_mut(ROWS * width.max(1)).enumerate().for_each(|(index, rows)| {
+        Arch::new().dispatch(
+            #[inline(always)]
+            || {
+                for (row, values) in rows.chunks_exact_mut(width).enumerate() {
+                    change(index * ROWS + row, values);
+                }
+            },
+        );
+    });
+}
+
+/// Adds each row of `values` to the one at `place`.
+pub(super) fn add_rows(
+    out: &mut [f32],
+    values: &[f32],
+    width: usize,
+    place: impl Fn(usize) -> usize,
+) {
+    for (index, row) in values.chunks_exact(width.max(1)).enumerate() {
+        let out = &mut out[place(index) * width..][..width];
+        out.iter_mut().zip(row).for_each(|(out, value)| *out += value);
+    }
+}
+
+impl Norm<'_> {
+    /// Mean, and inverse of the standard deviation, of each row.
+    pub fn moments(&self, x: &[f32]) -> Vec<(f32, f32)> {
+        let width = self.scale.len().max(1);
+        let chunks = x.par_chunks(ROWS * width);
+        chunks
+            .flat_map_iter(|rows| {
+                let mut found = [(0.0, 0.0); ROWS];
+                Arch::new().dispatch(
+                    #[inline(always)]
+                    || {
+                        for (found, row) in found.iter_mut().zip(rows.chunks_exact(width)) {
+                            *found = moments(row, self.epsilon);
+                        }
+                    },
+                );
+                found.into_iter().take(rows.len() / width)
+            })
+            .collect()
+    }
+
+    /// Columns of a normalised row.
+    #[inline(always)]
+    pub fn apply(
+        &self,
+        row: &[f32],
+        (mean, factor): (f32, f32),
+        columns: Range<usize>,
+        out: &mut [f32],
+    ) {
+        let parameters = self.scale[columns.clone()].iter().zip(&self.shift[columns.clone()]);
+        for ((out, x), (scale, shift)) in out.iter_mut().zip(&row[columns]).zip(parameters) {
+            *out = ((x - mean) * factor).mul_add(*scale, *shift);
+        }
+    }
+
+    /// Adds columns of a normalised row to `out`.
+    #[inline(always)]
+    pub fn add(
+        &self,
+        row: &[f32],
+        (mean, factor): (f32, f32),
+        columns: Range<usize>,
+        out: &mut [f32],
+    ) {
+        let parameters = self.scale[columns.clone()].iter().zip(&self.shift[columns.clone()]);
+        for ((out, x), (scale, shift)) in out.iter_mut().zip(&row[columns]).zip(parameters) {
+            *out += ((x - mean) * factor).mul_add(*scale, *shift);
+        }
+    }
+
+    /// All rows, normalised.
+    pub fn of_rows(&self, x: &[f32]) -> Vec<f32> {
+        let width = self.scale.len();
+        let mut out = vec![0.0; x.len()];
+        each_row(
+            &mut out,
+            width,
+            #[inline(always)]
+            |index, out| {
+                let row = &x[index * width..][..width];
+                self.apply(row, moments(row, self.epsilon), 0..width, out);
+            },
+        );
+        out
+    }
+
+    /// Gradients by rows, and by scale and shift, given that of the normalised rows.
+    pub fn backward(&self, x: &[f32], gradient: &[f32]) -> (Vec<f32>, [Vec<f32>; 2]) {
+        let width = self.scale.len();
+        let count = x.len().checked_div(width).unwrap_or(0);
+        let found = self.moments(x);
+        let row =
+            |index: usize| (&x[index * width..][..width], &gradient[index * width..][..width]);
+        let mut by_rows = vec![0.0; x.len()];
+        each_row(
+            &mut by_rows,
+            width,
+            #[inline(always)]
+            |index, out| {
+                let (x, gradient) = row(index);
+                let (mean, factor) = found[index];
+                let items = out.iter_mut().zip(gradient).zip(self.scale);
+                items.for_each(|((out, gradient), scale)| *out = gradient * scale);
+                let constant = sum(out, out, |value, _| value) / width as f32;
+                let along = sum(out, x, |value, x| value * ((x - mean) * factor)) / width as f32;
+                for (out, x) in out.iter_mut().zip(x) {
+                    *out = factor * (*out - constant - (x - mean) * factor * along);
+                }
+            },
+        );
+        let scale = column_sums(
+            count,
+            width,
+            #[inline(always)]
+            |index, columns, out| {
+                let ((x, gradient), (mean, factor)) = (row(index), found[index]);
+                for ((out, x), gradient) in
+                    out.iter_mut().zip(&x[columns.clone()]).zip(&gradient[columns])
+                {
+                    *out = gradient * ((x - mean) * factor);
+                }
+            },
+        );
+        let shift = column_sums(
+            count,
+            width,
+            #[inline(always)]
+            |index, columns, out| {
+                out.copy_from_slice(&row(index).1[columns]);
+            },
+        );
+        (by_rows, [scale, shift])
+    }
+}
