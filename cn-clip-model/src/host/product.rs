@@ -13,9 +13,8 @@ const BLOCK_ROWS: usize = 72;
 const BLOCK_DEPTH: usize = 768;
 /// The same of [`across`], whose rows are fewer.
 const BLOCK_ACROSS: usize = 640;
-/// Columns that [`column_sums`] adds at once, and rows that it adds in single precision.
+/// Columns that [`column_sums`] adds at once.
 const SUM_COLUMNS: usize = 64;
-const SUM_ROWS: usize = 32;
 
 /// Rows of a task: all threads get equally many.
 pub(super) fn block_rows(rows: usize) -> usize {
@@ -202,7 +201,7 @@ impl<F: Fn(usize, Range<usize>, &mut [f32])> Task for AcrossTask<'_, F> {
     }
 }
 
-/// Sums of the columns of `count` rows, which `fill` writes: row, columns, values.
+/// Sums, in double precision, of the columns of `count` rows, which `fill` writes: row, columns, values.
 pub(super) fn column_sums(
     count: usize,
     columns: usize,
@@ -215,19 +214,14 @@ pub(super) fn column_sums(
             #[inline(always)]
             || {
                 let range = first..first + sums.len();
-                let (mut total, mut line) = ([0.0f64; SUM_COLUMNS], [0.0f32; SUM_COLUMNS]);
-                for start in (0..count).step_by(SUM_ROWS) {
-                    let mut some = [0.0f32; SUM_COLUMNS];
-                    for row in start..(start + SUM_ROWS).min(count) {
-                        fill(row, range.clone(), &mut line[..sums.len()]);
-                        some.iter_mut().zip(&line).for_each(|(sum, value)| *sum += value);
-                    }
-                    total
-                        .iter_mut()
-                        .zip(&some)
-                        .for_each(|(total, some)| *total += f64::from(*some));
+                let mut totals = [0.0f64; SUM_COLUMNS];
+                let mut line = [0.0f32; SUM_COLUMNS];
+                for row in 0..count {
+                    fill(row, range.clone(), &mut line[..sums.len()]);
+                    let items = totals.iter_mut().zip(&line);
+                    items.for_each(|(total, value)| *total += f64::from(*value));
                 }
-                sums.iter_mut().zip(&total).for_each(|(sum, total)| *sum = *total as f32);
+                sums.iter_mut().zip(&totals).for_each(|(sum, total)| *sum = *total as f32);
             },
         );
     });
