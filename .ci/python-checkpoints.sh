@@ -23,8 +23,7 @@ if [ ! -f "$venv/complete" ]; then
     touch "$venv/complete"
 fi
 
-# The binaries that the tests have built.
-cargo test --no-run --quiet
+cargo build --quiet --bins
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 CUDA_VISIBLE_DEVICES='' "$python" .ci/python_checkpoints.py target/debug tests/fixtures "$work"

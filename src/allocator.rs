@@ -92,9 +92,11 @@ pub fn keep_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: sets integers of the C library; what it does not take it leaves as it was.
     unsafe {
+        // One heap, in which a thread finds what another has freed.
         libc::mallopt(libc::M_ARENA_MAX, 1);
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20); // the most it takes
-        libc::mallopt(libc::M_TRIM_THRESHOLD, -1); // never
+        // All blocks come from it, and it never shrinks.
+        libc::mallopt(libc::M_MMAP_MAX, 0);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, -1);
         libc::mallopt(libc::M_TOP_PAD, 64 << 20);
     }
 }

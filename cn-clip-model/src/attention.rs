@@ -1,4 +1,4 @@
-//! The one place where attention is computed.
+//! Attention by the operations of Burn; the kernels for the processor have their own.
 
 use burn::tensor::{Tensor, activation::softmax, module, ops::AttentionModuleOptions};
 

@@ -60,13 +60,13 @@ pub struct SearchArgs {
     #[arg(long, value_enum, hide = true)]
     case: Option<Case>,
     /// Queries of that
-    #[arg(long, hide = true, default_value = "")]
+    #[arg(long, hide = true, default_value = ".")]
     query_file: PathBuf,
     /// Candidates of that
-    #[arg(long, hide = true, default_value = "")]
+    #[arg(long, hide = true, default_value = ".")]
     candidate_file: PathBuf,
     /// Predictions of that
-    #[arg(long, hide = true, default_value = "")]
+    #[arg(long, hide = true, default_value = ".")]
     predictions: PathBuf,
 }
 

@@ -19,7 +19,7 @@ use super::{
 use crate::ModelError;
 
 /// Largest pickle that is read, in bytes. That of ViT-H-14 with optimizer state has 0.5 MB.
-const MAX_PICKLE: u64 = 256 << 20;
+const MAX_PICKLE: u64 = 64 << 20;
 /// Most attributes of a TorchScript module, and longest path of one. CLIP has some thousands.
 const MAX_SCRIPT_OBJECTS: usize = 1 << 18;
 const MAX_SCRIPT_PATH: usize = 1 << 10;

@@ -7,72 +7,9 @@ use rayon::prelude::*;
 use super::{
     kernel::{Packed, Rows, Task, product, run, tile_columns},
     math::{exponentials, sum},
+    sequences::Sequences,
 };
 use crate::random::{Dropout, attention_counter};
-
-/// Sequences of a batch, without their padding: the rows of all, one after the other.
-#[derive(Debug, Clone)]
-pub(super) struct Sequences {
-    pub lengths: Vec<usize>,
-    /// Whether only the first row of each asks, or all.
-    pub first_only: bool,
-}
-
-impl Sequences {
-    /// Number of rows.
-    pub fn rows(&self) -> usize {
-        self.lengths.iter().sum()
-    }
-
-    /// Rows of a sequence that ask.
-    pub fn queries(&self, length: usize) -> usize {
-        if self.first_only { length.min(1) } else { length }
-    }
-
-    /// Sequence, position and row of each row that asks.
-    pub fn asking(&self) -> Vec<Asking> {
-        let mut asking = Vec::with_capacity(self.rows());
-        let mut start = 0;
-        for (sample, length) in self.lengths.iter().enumerate() {
-            let place = |position| Asking { sample, position, row: start + position };
-            asking.extend((0..self.queries(*length)).map(place));
-            start += length;
-        }
-        asking
-    }
-}
-
-/// A row that asks.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Asking {
-    pub sample: usize,
-    pub position: usize,
-    pub row: usize,
-}
-
-/// Rows whose heads lie apart.
-pub(super) struct ByHead<'a> {
-    values: &'a [f32],
-    head_width: usize,
-    /// Start of the first head of a row, and how far it is to the next.
-    places: Vec<(usize, usize)>,
-}
-
-impl ByHead<'_> {
-    /// Copies columns of a row.
-    #[inline(always)]
-    pub fn fill(&self, row: usize, columns: std::ops::Range<usize>, out: &mut [f32]) {
-        let (start, stride) = self.places[row];
-        let mut column = columns.start;
-        while column < columns.end {
-            let (head, within) = (column / self.head_width, column % self.head_width);
-            let count = (self.head_width - within).min(columns.end - column);
-            let values = &self.values[start + head * stride + within..][..count];
-            out[column - columns.start..][..count].copy_from_slice(values);
-            column += count;
-        }
-    }
-}
 
 /// Scaled dot-product attention of heads.
 pub(super) struct Attention<'a> {
@@ -174,46 +111,6 @@ impl Attention<'_> {
     }
 }
 
-/// The context by rows.
-pub(super) fn context_rows<'a>(
-    sequences: &Sequences,
-    context: &'a [f32],
-    heads: usize,
-    width: usize,
-) -> ByHead<'a> {
-    let head_width = width / heads;
-    let (mut places, mut start) = (Vec::with_capacity(sequences.rows()), 0);
-    for length in &sequences.lengths {
-        let queries = sequences.queries(*length);
-        places.extend((0..queries).map(|row| (start + row * head_width, queries * head_width)));
-        start += queries * width;
-    }
-    ByHead { values: context, head_width, places }
-}
-
-/// What [`Attention::backward`] returns by rows: gradients of queries, keys and values.
-pub(super) fn gradient_rows<'a>(
-    sequences: &Sequences,
-    gradients: &'a [f32],
-    heads: usize,
-    width: usize,
-) -> [ByHead<'a>; 3] {
-    let head_width = width / heads;
-    let mut places = [const { Vec::new() }; 3];
-    let mut start = 0;
-    for length in &sequences.lengths {
-        let queries = sequences.queries(*length);
-        let stride = (queries + 2 * length) * head_width;
-        let starts = [(0, queries), (queries, *length), (queries + length, *length)];
-        for (places, (before, count)) in places.iter_mut().zip(starts) {
-            let place = |row| (start + (before + row) * head_width, stride);
-            places.extend((0..count).map(place));
-        }
-        start += stride * heads;
-    }
-    places.map(|places| ByHead { values: gradients, head_width, places })
-}
-
 #[derive(Default)]
 struct Scratch {
     rows: Rows,
@@ -223,6 +120,7 @@ struct Scratch {
     own: Packed,
     scores: Vec<f32>,
     slopes: Vec<f32>,
+    factors: Vec<f32>,
     /// Probabilities and gradients of the scores, by keys.
     by_key: [Rows; 2],
 }
@@ -283,15 +181,16 @@ impl Head<'_> {
         totals
     }
 
-    /// Multiplies by the dropout factors of a query.
+    /// Dropout factors of the keys of a query; `None` where there is no dropout.
     #[inline(always)]
-    fn drop_out(&self, query: usize, probabilities: &mut [f32]) {
-        if let Some(dropout) = self.dropout {
-            for (key, probability) in probabilities.iter_mut().enumerate() {
-                *probability *=
-                    dropout.factor(self.sample, attention_counter(self.head, query, key));
-            }
-        }
+    fn factors<'b>(&self, query: usize, line: &'b mut Vec<f32>) -> Option<&'b [f32]> {
+        let dropout = self.dropout?;
+        line.clear();
+        line.extend(
+            (0..self.length())
+                .map(|key| dropout.factor(self.sample, attention_counter(self.head, query, key))),
+        );
+        Some(line)
     }
 }
 
@@ -306,7 +205,7 @@ impl Task for Forward<'_> {
     #[inline(always)]
     fn run<S: Simd, const MR: usize>(self, simd: S) {
         let Self { head, out, scratch } = self;
-        let Scratch { rows, hidden, keys, values, scores, .. } = scratch;
+        let Scratch { rows, hidden, keys, values, scores, factors, .. } = scratch;
         let (length, depth) = (head.length(), head.head_width);
         keys.reset(depth, length, tile_columns());
         values.reset(length, depth, tile_columns());
@@ -320,7 +219,7 @@ impl Task for Forward<'_> {
             hidden.reset::<MR>(count, length);
             for row in 0..count {
                 let scores = &mut scores[row * length..][..length];
-                head.drop_out(start + row, scores);
+                multiply_by(scores, head.factors(start + row, factors));
                 hidden.set::<MR>(row, 0, scores);
             }
             let panels = 0..values.panels();
@@ -352,7 +251,8 @@ impl Task for BackwardTask<'_> {
     #[inline(always)]
     fn run<S: Simd, const MR: usize>(self, simd: S) {
         let Backward { head, context, gradient, out } = self.task;
-        let Scratch { rows, hidden, keys, values, own, scores, slopes, by_key } = self.scratch;
+        let Scratch { rows, hidden, keys, values, own, scores, slopes, factors, by_key } =
+            self.scratch;
         let (length, depth) = (head.length(), head.head_width);
         let queries = context.len() / depth;
         let (of_queries, of_keys_values) = out.split_at_mut(queries * depth);
@@ -393,12 +293,13 @@ impl Task for BackwardTask<'_> {
                 let own = &context[query * depth..][..depth];
                 let mean = sum(own, given(query), |context, gradient| context * gradient);
                 let factor = 1.0 / total;
-                head.drop_out(query, slopes);
+                let dropout = head.factors(query, factors);
+                multiply_by(slopes, dropout);
                 for (slope, score) in slopes.iter_mut().zip(scores.iter_mut()) {
                     *score *= factor;
                     *slope = *score * (*slope - mean) * scale;
                 }
-                head.drop_out(query, scores);
+                multiply_by(scores, dropout);
                 probabilities.set_across::<MR>(query, scores);
                 score_gradients.set_across::<MR>(query, slopes);
                 hidden.set::<MR>(row, 0, slopes);
@@ -410,6 +311,13 @@ impl Task for BackwardTask<'_> {
         multiply::<S, MR>(simd, score_gradients, own, of_keys);
         (0..queries).for_each(|row| own.set_row(row, given(row)));
         multiply::<S, MR>(simd, probabilities, own, of_values);
+    }
+}
+
+#[inline(always)]
+fn multiply_by(values: &mut [f32], factors: Option<&[f32]>) {
+    if let Some(factors) = factors {
+        values.iter_mut().zip(factors).for_each(|(value, factor)| *value *= factor);
     }
 }
 

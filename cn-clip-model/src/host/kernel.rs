@@ -143,8 +143,21 @@ impl Packed {
         columns: usize,
         fill: impl Fn(usize, Range<usize>, &mut [f32]) + Sync,
     ) -> Self {
-        let mut packed = Self::empty(depth, columns);
-        packed.each_panel(|range, width, panel| {
+        let mut packed = Self::default();
+        packed.gather(depth, columns, fill);
+        packed
+    }
+
+    /// As [`gathered`](Self::gathered), reusing memory. What fills the last panel is not read.
+    pub fn gather(
+        &mut self,
+        depth: usize,
+        columns: usize,
+        fill: impl Fn(usize, Range<usize>, &mut [f32]) + Sync,
+    ) {
+        (self.depth, self.columns, self.panel) = (depth, columns, tile_columns());
+        self.data.resize(self.panels() * self.panel * depth, 0.0);
+        self.each_panel(|range, width, panel| {
             Arch::new().dispatch(
                 #[inline(always)]
                 || {
@@ -154,7 +167,21 @@ impl Packed {
                 },
             );
         });
-        packed
+    }
+
+    /// Adds the sum of each column.
+    pub fn add_column_sums(&self, totals: &mut [f64]) {
+        let (width, size) = (self.panel.max(1), (self.panel * self.depth).max(1));
+        totals.par_chunks_mut(width).zip(self.data.par_chunks(size)).for_each(|(totals, panel)| {
+            Arch::new().dispatch(
+                #[inline(always)]
+                || {
+                    for row in panel.chunks_exact(width) {
+                        totals.iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(*x));
+                    }
+                },
+            );
+        });
     }
 
     fn empty(depth: usize, columns: usize) -> Self {

@@ -9,6 +9,8 @@
 #[cfg(feature = "flex")]
 mod attend;
 #[cfg(feature = "flex")]
+mod backward;
+#[cfg(feature = "flex")]
 mod block;
 #[cfg(feature = "flex")]
 mod kernel;
@@ -20,6 +22,8 @@ mod math;
 mod norm;
 #[cfg(feature = "flex")]
 mod product;
+#[cfg(feature = "flex")]
+mod sequences;
 #[cfg(feature = "flex")]
 mod source;
 #[cfg(feature = "flex")]

@@ -1,17 +1,17 @@
-//! Layer norm of training: its rows are computed again wherever they are needed, from their moments.
+//! Layer norm of training: its rows are computed again wherever they are needed, from their
+//! moments.
 
 use std::ops::Range;
 
 use pulp::Arch;
 use rayon::prelude::*;
 
-use super::{
-    math::{moments, sum},
-    product::column_sums,
-};
+use super::math::{moments, sum};
 
 /// Rows of a task.
 const ROWS: usize = 16;
+/// Columns of a task.
+const COLUMNS: usize = 64;
 
 /// Parameters of a layer norm.
 #[derive(Debug, Clone, Copy)]
@@ -119,51 +119,77 @@ impl Norm<'_> {
         out
     }
 
-    /// Gradients by rows, and by scale and shift, given that of the normalised rows.
-    pub fn backward(&self, x: &[f32], gradient: &[f32]) -> (Vec<f32>, [Vec<f32>; 2]) {
+    /// Gradients by rows, to which `residual` is added, and by scale and shift, given the moments of
+    /// `x` and the gradient of the normalised rows.
+    pub fn backward(
+        &self,
+        x: &[f32],
+        moments: &[(f32, f32)],
+        gradient: &[f32],
+        residual: Option<&[f32]>,
+    ) -> (Vec<f32>, [Vec<f32>; 2]) {
         let width = self.scale.len();
-        let count = x.len().checked_div(width).unwrap_or(0);
-        let found = self.moments(x);
-        let row =
-            |index: usize| (&x[index * width..][..width], &gradient[index * width..][..width]);
         let mut by_rows = vec![0.0; x.len()];
         each_row(
             &mut by_rows,
             width,
             #[inline(always)]
             |index, out| {
-                let (x, gradient) = row(index);
-                let (mean, factor) = found[index];
-                let items = out.iter_mut().zip(gradient).zip(self.scale);
+                let row = |values| part(values, index, width);
+                let (x, (mean, factor)) = (row(x), moments[index]);
+                let items = out.iter_mut().zip(row(gradient)).zip(self.scale);
                 items.for_each(|((out, gradient), scale)| *out = gradient * scale);
                 let constant = sum(out, out, |value, _| value) / width as f32;
                 let along = sum(out, x, |value, x| value * ((x - mean) * factor)) / width as f32;
                 for (out, x) in out.iter_mut().zip(x) {
                     *out = factor * (*out - constant - (x - mean) * factor * along);
                 }
-            },
-        );
-        let scale = column_sums(
-            count,
-            width,
-            #[inline(always)]
-            |index, columns, out| {
-                let ((x, gradient), (mean, factor)) = (row(index), found[index]);
-                for ((out, x), gradient) in
-                    out.iter_mut().zip(&x[columns.clone()]).zip(&gradient[columns])
-                {
-                    *out = gradient * ((x - mean) * factor);
+                if let Some(residual) = residual {
+                    out.iter_mut().zip(row(residual)).for_each(|(out, value)| *out += value);
                 }
             },
         );
-        let shift = column_sums(
-            count,
-            width,
-            #[inline(always)]
-            |index, columns, out| {
-                out.copy_from_slice(&row(index).1[columns]);
-            },
-        );
-        (by_rows, [scale, shift])
+        (by_rows, self.backward_of_parameters(x, moments, gradient))
     }
+
+    /// Sums over the rows, in double precision.
+    fn backward_of_parameters(
+        &self,
+        x: &[f32],
+        moments: &[(f32, f32)],
+        gradient: &[f32],
+    ) -> [Vec<f32>; 2] {
+        let width = self.scale.len();
+        let (mut scale, mut shift) = (vec![0.0; width], vec![0.0; width]);
+        let chunks = scale.par_chunks_mut(COLUMNS).zip(shift.par_chunks_mut(COLUMNS)).enumerate();
+        chunks.for_each(|(index, (scale, shift))| {
+            Arch::new().dispatch(
+                #[inline(always)]
+                || {
+                    let columns = index * COLUMNS..index * COLUMNS + scale.len();
+                    let mut totals = [[0.0f64; COLUMNS]; 2];
+                    let [of_scale, of_shift] = &mut totals;
+                    for (row, (mean, factor)) in moments.iter().enumerate() {
+                        let x = &part(x, row, width)[columns.clone()];
+                        let gradient = &part(gradient, row, width)[columns.clone()];
+                        let totals = of_scale.iter_mut().zip(&mut *of_shift);
+                        for ((scale, shift), (x, gradient)) in totals.zip(x.iter().zip(gradient)) {
+                            *scale += f64::from(gradient * ((x - mean) * factor));
+                            *shift += f64::from(*gradient);
+                        }
+                    }
+                    let totals = of_scale.iter().zip(&*of_shift);
+                    for ((scale, shift), totals) in scale.iter_mut().zip(shift).zip(totals) {
+                        (*scale, *shift) = (*totals.0 as f32, *totals.1 as f32);
+                    }
+                },
+            );
+        });
+        [scale, shift]
+    }
+}
+
+#[inline(always)]
+fn part(values: &[f32], row: usize, width: usize) -> &[f32] {
+    &values[row * width..][..width]
 }

@@ -8,15 +8,13 @@ use rayon::prelude::*;
 use super::kernel::{Packed, Rows, Task, product, run, tile_rows};
 
 /// Most rows of a task.
-const BLOCK_ROWS: usize = 72;
+const BLOCK_ROWS: usize = 108;
 /// Values of a row that are multiplied before the next: those of a task fit the second-level cache.
 const BLOCK_DEPTH: usize = 768;
-/// The same of [`across`], whose rows are fewer.
+/// Rows that [`across`] multiplies at a time.
 const BLOCK_ACROSS: usize = 640;
-/// Columns that [`column_sums`] adds at once.
-const SUM_COLUMNS: usize = 64;
 
-/// Rows of a task: all threads get equally many.
+/// Rows of a task: all threads get about equally many.
 pub(super) fn block_rows(rows: usize) -> usize {
     let tasks = rows.div_ceil(BLOCK_ROWS).next_multiple_of(rayon::current_num_threads());
     rows.div_ceil(tasks).next_multiple_of(tile_rows()).clamp(1, BLOCK_ROWS)
@@ -122,28 +120,28 @@ pub(super) struct Columns<'a> {
     pub first: usize,
 }
 
-/// `X^T Y` of `count` rows, `[left_columns, right_columns]`, into `out`. `left` and `right` write
-/// columns of a row of X and Y.
+/// `X^T Y` of `count` rows, `[left_columns, right_columns]`, into `out`; returns the sums of the
+/// columns of Y. `left` and `right` write columns of a row of X and Y.
 pub(super) fn across(
     count: usize,
     [left_columns, right_columns]: [usize; 2],
     left: impl Fn(usize, Range<usize>, &mut [f32]) + Sync,
     right: impl Fn(usize, Range<usize>, &mut [f32]) + Sync,
     out: Columns,
-) {
+) -> Vec<f32> {
     let Columns { values, stride, first } = out;
     let block = block_rows(left_columns.max(1));
     let step = part(count, BLOCK_ACROSS);
+    let mut sums = vec![0.0; right_columns];
+    let mut weight = Packed::default();
     for from in (0..count).step_by(step) {
-        let depth = step.min(count - from);
-        let weight = Packed::gathered(
-            depth,
+        weight.gather(
+            step.min(count - from),
             right_columns,
             #[inline(always)]
-            |row, range, out| {
-                right(from + row, range, out);
-            },
+            |row, range, out| right(from + row, range, out),
         );
+        weight.add_column_sums(&mut sums);
         let blocks = values.par_chunks_mut(block * stride).enumerate();
         blocks.for_each_init(Scratch::default, |scratch, (index, out)| {
             let start = index * block;
@@ -152,6 +150,7 @@ pub(super) fn across(
             run(AcrossTask { from, columns, weight, left, out, stride, first, scratch });
         });
     }
+    sums.into_iter().map(|sum| sum as f32).collect()
 }
 
 struct AcrossTask<'a, F> {
@@ -201,29 +200,54 @@ impl<F: Fn(usize, Range<usize>, &mut [f32])> Task for AcrossTask<'_, F> {
     }
 }
 
-/// Sums, in double precision, of the columns of `count` rows, which `fill` writes: row, columns, values.
-pub(super) fn column_sums(
-    count: usize,
-    columns: usize,
-    fill: impl Fn(usize, Range<usize>, &mut [f32]) + Sync,
-) -> Vec<f32> {
-    let mut sums = vec![0.0; columns];
-    sums.par_chunks_mut(SUM_COLUMNS).enumerate().for_each(|(index, sums)| {
-        let first = index * SUM_COLUMNS;
-        pulp::Arch::new().dispatch(
-            #[inline(always)]
-            || {
-                let range = first..first + sums.len();
-                let mut totals = [0.0f64; SUM_COLUMNS];
-                let mut line = [0.0f32; SUM_COLUMNS];
-                for row in 0..count {
-                    fill(row, range.clone(), &mut line[..sums.len()]);
-                    let items = totals.iter_mut().zip(&line);
-                    items.for_each(|(total, value)| *total += f64::from(*value));
-                }
-                sums.iter_mut().zip(&totals).for_each(|(sum, total)| *sum = *total as f32);
-            },
-        );
-    });
-    sums
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value(row: usize, column: usize, seed: usize) -> f32 {
+        ((row * 7919 + column * 31 + seed) % 23) as f32 - 11.0
+    }
+
+    fn fill(seed: usize) -> impl Fn(usize, Range<usize>, &mut [f32]) + Sync {
+        move |row, columns, out| {
+            out.iter_mut().zip(columns).for_each(|(out, column)| *out = value(row, column, seed));
+        }
+    }
+
+    /// Small whole numbers, so the result is exact.
+    #[test]
+    fn many_rows_are_multiplied_in_parts() {
+        for (count, left, right) in [(0, 3, 5), (1, 13, 33), (641, 5, 7), (1300, 25, 40)] {
+            let stride = right + 9;
+            let mut values = vec![0.0; left * stride];
+            let out = Columns { values: &mut values, stride, first: 4 };
+            let sums = across(count, [left, right], fill(1), fill(2), out);
+            for (index, found) in values.iter().enumerate() {
+                let (row, column) = (index / stride, index % stride);
+                let inside = (4..4 + right).contains(&column);
+                let product = |k: usize| value(k, row, 1) * value(k, column - 4, 2);
+                let expected: f32 = if inside { (0..count).map(product).sum() } else { 0.0 };
+                assert_eq!(*found, expected, "{count} {row} {column}");
+            }
+            for (column, sum) in sums.iter().enumerate() {
+                assert_eq!(*sum, (0..count).map(|row| value(row, column, 2)).sum::<f32>());
+            }
+        }
+    }
+
+    #[test]
+    fn long_rows_are_multiplied_in_parts() {
+        for (count, depth, columns) in [(0, 4, 3), (1, 767, 5), (7, 1600, 33), (150, 2305, 17)] {
+            let weight = Packed::gathered(depth, columns, fill(3));
+            let row = |row: usize, out: &mut [f32]| fill(4)(row, 0..depth, out);
+            let set = |_: usize, _: usize, sums: &[f32], out: &mut [f32]| {
+                out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum + 1.0);
+            };
+            for (index, found) in rows(count, &weight, row, set).iter().enumerate() {
+                let (row, column) = (index / columns, index % columns);
+                let product = |k: usize| value(row, k, 4) * value(k, column, 3);
+                assert_eq!(*found, (0..depth).map(product).sum::<f32>() + 1.0);
+            }
+        }
+    }
 }

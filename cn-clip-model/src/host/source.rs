@@ -8,7 +8,7 @@ use burn::{
 };
 
 /// A tensor of 32-bit floats in memory, contiguous.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Source(FlexTensor);
 
 impl Source {

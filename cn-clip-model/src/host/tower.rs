@@ -199,8 +199,8 @@ pub(crate) fn text(
         layers.iter().map(layer).collect()
     })?;
     let sequences = input.values().chunks_exact(longest * width).zip(lengths);
-    let used: Vec<f32> =
-        sequences.flat_map(|(rows, length)| &rows[..length * width]).copied().collect();
+    let mut used = Vec::with_capacity(lengths.iter().sum::<usize>() * width);
+    sequences.for_each(|(rows, length)| used.extend_from_slice(&rows[..length * width]));
     let rows = first_rows(&tower.layers, used, lengths);
     Some(Tensor::from_data(TensorData::new(rows, [batch, 1, width]), &x.device()))
 }

@@ -20,12 +20,13 @@ use burn::{
 };
 
 use super::{
-    attend::Sequences,
-    block::{Block, BlockGradients, Dropouts, Kept, Linear},
+    backward::BlockGradients,
+    block::{Block, Dropouts, Kept, Linear},
     kernel::{View, has_vectors},
     layer::Order,
     math::Activation,
     norm::Norm,
+    sequences::Sequences,
     source::Source,
 };
 use crate::{text::bert, vision::vit};
@@ -164,6 +165,11 @@ impl Inputs {
         dropouts: Dropouts,
         shape: [usize; 3],
     ) -> Option<Tensor<3>> {
+        let [batch, tokens, _] = shape;
+        let fits = |length: &usize| (1..=tokens).contains(length);
+        if sequences.lengths.len() != batch || !sequences.lengths.iter().all(fits) {
+            return None;
+        }
         let layer = Layer { kind, sequences, dropouts, shape, sources: self.sources };
         match self.strategy {
             None => Some(Tensor::from_primitive::<Flex>(layer.forward().0)),
@@ -202,8 +208,8 @@ impl<const N: usize> Backward<Flex, N> for Apply {
 
     fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, _: &mut Checkpointer) {
         let gradient = Source::from(&grads.consume::<Flex>(&ops.node));
-        let (layer, kept) = &*ops.state;
-        let found = layer.backward(kept, gradient.values());
+        let (layer, kept) = Arc::unwrap_or_clone(ops.state);
+        let found = layer.backward(kept, gradient);
         for ((parent, source), values) in ops.parents.into_iter().zip(&layer.sources).zip(found) {
             if let Some(parent) = parent {
                 grads.register::<Flex>(parent.id, tensor(values, source.shape()));
@@ -217,7 +223,7 @@ fn tensor(values: Vec<f32>, shape: Shape) -> FlexTensor {
 }
 
 /// A layer, its input and its parameters.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Layer {
     kind: Kind,
     sequences: Sequences,
@@ -241,14 +247,14 @@ impl Layer {
     }
 
     /// Gradients of input and parameters.
-    fn backward(&self, kept: &Kept, gradient: &[f32]) -> Vec<Vec<f32>> {
+    fn backward(&self, kept: Kept, gradient: Source) -> Vec<Vec<f32>> {
         let x = self.without_padding(self.sources[0].values());
         let gradient = match self.sequences.first_only {
-            true => gradient.into(),
-            false => self.without_padding(gradient),
+            true => gradient.values().into(),
+            false => self.without_padding(gradient.values()),
         };
         let BlockGradients { input, projections, output, first_norm, second_norm, inner, outer } =
-            self.block().backward(&x, &self.sequences, &self.dropouts, kept, &gradient);
+            self.block().backward(&x, &self.sequences, &self.dropouts, kept, gradient);
         let rest = [output, first_norm, second_norm, inner, outer];
         let parameters = projections.into_iter().chain(rest).flatten();
         std::iter::once(self.with_padding(input)).chain(parameters).collect()
@@ -293,8 +299,11 @@ impl Layer {
         if lengths.iter().all(|length| *length == tokens) {
             return values.into();
         }
-        let texts = values.chunks_exact((tokens * width).max(1)).zip(lengths);
-        texts.flat_map(|(rows, length)| &rows[..length * width]).copied().collect()
+        let mut used = Vec::with_capacity(self.sequences.rows() * width);
+        for (rows, length) in values.chunks_exact((tokens * width).max(1)).zip(lengths) {
+            used.extend_from_slice(&rows[..length * width]);
+        }
+        used.into()
     }
 
     /// The reverse, with zeros for padding.

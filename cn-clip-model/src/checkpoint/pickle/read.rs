@@ -34,6 +34,9 @@ pub enum PickleError {
     },
 }
 
+/// Most objects and references to them; training files of large models have some hundred thousand.
+const MAX_OBJECTS: usize = 1 << 22;
+
 /// Parses one pickle, protocols 0 to 5 as far as data needs them.
 pub fn parse(bytes: &[u8]) -> Result<Pickle, PickleError> {
     let mut machine = Machine {
@@ -65,6 +68,9 @@ impl<'a> Machine<'a> {
     fn run(&mut self) -> Step<NodeId> {
         loop {
             let at = self.at;
+            if self.nodes.len().max(self.memo.len()).max(self.marks.len()) >= MAX_OBJECTS {
+                return Err(self.damaged("more objects than any checkpoint has"));
+            }
             let [code] = self.array()?;
             match code {
                 b'.' => return self.pop(),
@@ -384,6 +390,14 @@ mod tests {
         assert!(matches!(parse(b"\x80\x02("), Err(PickleError::Truncated(_))));
         assert!(matches!(parse(b"\x80\x02\x85."), Err(PickleError::Damaged { .. })));
         assert!(matches!(parse(b"i"), Err(PickleError::Opcode { .. })));
+    }
+
+    #[test]
+    fn objects_are_limited() {
+        for code in [b")".as_slice(), b"(", b"N\x94"] {
+            let error = parse(&code.repeat(MAX_OBJECTS + 1)).unwrap_err();
+            assert!(matches!(error, PickleError::Damaged { .. }), "{error}");
+        }
     }
 
     #[test]
