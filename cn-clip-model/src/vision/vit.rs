@@ -49,6 +49,7 @@ pub struct SelfAttention {
 }
 
 impl SelfAttention {
+    #[cfg(feature = "flex")]
     pub(crate) fn heads(&self) -> usize {
         self.heads
     }

@@ -15,9 +15,9 @@ pub const CONTEXT_LENGTH: usize = 24;
 pub const RUN: &str = "emoji";
 
 /// Steps of the whole demonstration.
-pub const FULL_STEPS: u64 = 2000;
+pub const FULL_STEPS: u64 = 1600;
 /// Steps of `--quick`.
-pub const QUICK_STEPS: u64 = 350;
+pub const QUICK_STEPS: u64 = 300;
 
 /// Hyper-parameters of the run whose files go to `<directory>/logs/emoji`.
 pub fn training(directory: &Path, steps: u64) -> TrainConfig {
