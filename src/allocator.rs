@@ -29,8 +29,8 @@ impl Allocator {
     }
 }
 
-// SAFETY: every block is allocated and freed by the same of two allocators, which its layout tells; it
-// is copied where a new size is the other's.
+// SAFETY: every block is allocated and freed by the same of two allocators, which its layout tells;
+// it is copied where a new size is the other's.
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: as the caller promises for this method.

@@ -3,13 +3,12 @@
 use std::{borrow::Cow, ops::Range};
 
 use super::{
-    attend::Attention,
-    block::{Block, Dropouts, Kept, add_to, drop_out, of_rows},
+    block::{Block, Dropouts, Kept, add_to, drop_out},
     kernel::Packed,
     layer::Order,
     norm::{add_rows, each_row},
     product::{Columns, across, rows},
-    sequences::{Asking, Sequences, context_rows, gradient_rows},
+    sequences::{Asking, ByHead, Sequences, context_rows, gradient_rows},
 };
 use crate::random::Dropout;
 
@@ -129,21 +128,17 @@ impl Block<'_> {
             |_, _, sums, out| out.copy_from_slice(sums),
         );
         drop(output_gradient);
-        let attention = Attention {
-            sequences,
-            heads: self.heads,
-            dropout: dropouts[0].as_ref(),
-            queries: &queries,
-            keys_values: &keys_values,
-        };
+        let attention = self.attention(sequences, dropouts, &queries, &keys_values);
         let by_head = attention.backward(&context, &context_gradient);
         drop((context_gradient, by_row));
         drop((queries, keys_values, context));
 
         let moments = self.input_moments(x);
-        let projections = self.projection_gradients(x, &moments, sequences, &asking, &by_head);
+        let parts = gradient_rows(sequences, &by_head, self.heads, width);
+        let projections = self.projection_gradients(x, &moments, sequences, &asking, &parts);
         let mut input_gradient =
-            self.normed_input_gradient(sequences, &asking, &by_head, &middle_gradient);
+            self.normed_input_gradient(sequences, &asking, &parts, &middle_gradient);
+        drop(parts);
         drop(by_head);
         let mut first_norm = middle_norm;
         if self.order == Order::Before {
@@ -173,31 +168,13 @@ impl Block<'_> {
         moments: &[(f32, f32)],
         sequences: &Sequences,
         asking: &[Asking],
-        by_head: &[f32],
+        parts: &[ByHead<'_>; 3],
     ) -> Vec<[Vec<f32>; 2]> {
         let width = self.width();
-        let row = |index: usize| &x[index * width..][..width];
         let joined = self.projections[0].weight.stride > width;
         let mut projections: Vec<[Vec<f32>; 2]> = Vec::new();
-        let parts = gradient_rows(sequences, by_head, self.heads, width);
         for (part, gradients) in parts.iter().enumerate() {
             let count = if part == 0 { asking.len() } else { sequences.rows() };
-            let left = of_rows(
-                #[inline(always)]
-                |index, columns, out| {
-                    let index = if part == 0 { asking[index].row } else { index };
-                    match self.order {
-                        Order::Before => {
-                            self.first_norm.apply(row(index), moments[index], columns, out);
-                        }
-                        Order::After => out.copy_from_slice(&row(index)[columns]),
-                    }
-                },
-            );
-            let right = of_rows(
-                #[inline(always)]
-                |index, columns, out| gradients.fill(index, columns, out),
-            );
             let stride = self.projections[part].weight.stride;
             if part == 0 || !joined {
                 projections.push([vec![0.0; width * stride], Vec::new()]);
@@ -205,7 +182,18 @@ impl Block<'_> {
             if let Some([weights, biases]) = projections.last_mut() {
                 let first = self.projections[part].weight.first;
                 let out = Columns { values: weights, stride, first };
-                biases.extend(across(count, [width, width], left, right, out));
+                biases.extend(across(
+                    count,
+                    [width, width],
+                    #[inline(always)]
+                    |index, columns, out| {
+                        let index = if part == 0 { asking[index].row } else { index };
+                        self.fill_input(x, moments, index, columns, out);
+                    },
+                    #[inline(always)]
+                    |index, columns, out| gradients.fill(index, columns, out),
+                    out,
+                ));
             }
         }
         projections
@@ -217,11 +205,10 @@ impl Block<'_> {
         &self,
         sequences: &Sequences,
         asking: &[Asking],
-        by_head: &[f32],
+        parts: &[ByHead<'_>; 3],
         residual: &[f32],
     ) -> Vec<f32> {
         let width = self.width();
-        let parts = gradient_rows(sequences, by_head, self.heads, width);
         let [query, key, value] = self.projections.map(|part| part.weight);
         if !sequences.first_only {
             return rows(

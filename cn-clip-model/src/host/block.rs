@@ -1,8 +1,8 @@
 //! A transformer layer of training over the rows of all sequences without their padding.
 //!
-//! Kept for the backward pass are the inputs of every matrix product from which the rest is soon computed
-//! again: projections, context, the sums with the residuals and the hidden values before their
-//! activation; neither normalised rows nor probabilities nor dropout factors.
+//! Kept for the backward pass are the inputs of every matrix product from which the rest is soon
+//! computed again: projections, context, the sums with the residuals and the hidden values before
+//! their activation; neither normalised rows nor probabilities nor dropout factors.
 
 use std::ops::Range;
 
@@ -82,19 +82,12 @@ impl Block<'_> {
         let asking = sequences.asking();
         let row = |index: usize| &x[index * width..][..width];
         let moments = self.input_moments(x);
-        let input = of_rows(
-            #[inline(always)]
-            |index, columns, out| match self.order {
-                Order::Before => self.first_norm.apply(row(index), moments[index], columns, out),
-                Order::After => out.copy_from_slice(&row(index)[columns]),
-            },
-        );
         let [query, key, value] = self.projections;
         let queries = rows(
             asking.len(),
             &Packed::new(&[query.weight]),
             #[inline(always)]
-            |index, out| input(asking[index].row, 0..width, out),
+            |index, out| self.fill_input(x, &moments, asking[index].row, 0..width, out),
             #[inline(always)]
             |_, first, sums, out| add(sums, &query.bias[first..], out),
         );
@@ -103,18 +96,11 @@ impl Block<'_> {
             sequences.rows(),
             &Packed::new(&[key.weight, value.weight]),
             #[inline(always)]
-            |index, out| input(index, 0..width, out),
+            |index, out| self.fill_input(x, &moments, index, 0..width, out),
             #[inline(always)]
             |_, first, sums, out| add(sums, &bias[first..], out),
         );
-        let attention = Attention {
-            sequences,
-            heads: self.heads,
-            dropout: dropouts[0].as_ref(),
-            queries: &queries,
-            keys_values: &keys_values,
-        };
-        let context = attention.context();
+        let context = self.attention(sequences, dropouts, &queries, &keys_values).context();
         let by_row = context_rows(sequences, &context, self.heads, width);
         let middle = rows(
             asking.len(),
@@ -168,6 +154,34 @@ impl Block<'_> {
         (y, Kept { queries, keys_values, context, middle, hidden, end })
     }
 
+    pub fn attention<'a>(
+        &self,
+        sequences: &'a Sequences,
+        dropouts: &'a Dropouts,
+        queries: &'a [f32],
+        keys_values: &'a [f32],
+    ) -> Attention<'a> {
+        let dropout = dropouts[0].as_ref();
+        Attention { sequences, heads: self.heads, dropout, queries, keys_values }
+    }
+
+    /// Columns of a row of what is projected: the input, normalised where its norm is before.
+    #[inline(always)]
+    pub fn fill_input(
+        &self,
+        x: &[f32],
+        moments: &[(f32, f32)],
+        index: usize,
+        columns: Range<usize>,
+        out: &mut [f32],
+    ) {
+        let row = &x[index * self.width()..][..self.width()];
+        match self.order {
+            Order::Before => self.first_norm.apply(row, moments[index], columns, out),
+            Order::After => out.copy_from_slice(&row[columns]),
+        }
+    }
+
     /// Moments of the input's rows, where they are normalised.
     pub fn input_moments(&self, x: &[f32]) -> Vec<(f32, f32)> {
         match self.order {
@@ -203,10 +217,4 @@ pub(super) fn drop_out(
             *value *= dropout.factor(sample, hidden_counter(width, position, first + column));
         }
     }
-}
-
-/// Gives a closure its type. Mark closures `#[inline(always)]`: compiled on their own they have no
-/// vector instructions.
-pub(super) fn of_rows<F: Fn(usize, Range<usize>, &mut [f32]) + Sync>(function: F) -> F {
-    function
 }

@@ -75,31 +75,42 @@ impl Norm<'_> {
 
     /// Columns of a normalised row.
     #[inline(always)]
-    pub fn apply(
-        &self,
-        row: &[f32],
-        (mean, factor): (f32, f32),
-        columns: Range<usize>,
-        out: &mut [f32],
-    ) {
-        let parameters = self.scale[columns.clone()].iter().zip(&self.shift[columns.clone()]);
-        for ((out, x), (scale, shift)) in out.iter_mut().zip(&row[columns]).zip(parameters) {
-            *out = ((x - mean) * factor).mul_add(*scale, *shift);
-        }
+    pub fn apply(&self, row: &[f32], moments: (f32, f32), columns: Range<usize>, out: &mut [f32]) {
+        self.each(
+            row,
+            moments,
+            columns,
+            out,
+            #[inline(always)]
+            |out, value| *out = value,
+        );
     }
 
     /// Adds columns of a normalised row to `out`.
     #[inline(always)]
-    pub fn add(
+    pub fn add(&self, row: &[f32], moments: (f32, f32), columns: Range<usize>, out: &mut [f32]) {
+        self.each(
+            row,
+            moments,
+            columns,
+            out,
+            #[inline(always)]
+            |out, value| *out += value,
+        );
+    }
+
+    #[inline(always)]
+    fn each(
         &self,
         row: &[f32],
         (mean, factor): (f32, f32),
         columns: Range<usize>,
         out: &mut [f32],
+        set: impl Fn(&mut f32, f32),
     ) {
         let parameters = self.scale[columns.clone()].iter().zip(&self.shift[columns.clone()]);
         for ((out, x), (scale, shift)) in out.iter_mut().zip(&row[columns]).zip(parameters) {
-            *out += ((x - mean) * factor).mul_add(*scale, *shift);
+            set(out, ((x - mean) * factor).mul_add(*scale, *shift));
         }
     }
 
