@@ -107,8 +107,8 @@ fn arguments(directory: &Path, more: &[&str]) -> Vec<String> {
 fn searches_and_ends_when_asked_to() {
     let dir = tempfile::tempdir().unwrap();
     let images = flag("images", &fixture("dataset/valid_imgs.tsv"));
-    for signal in ["-TERM", "-INT"] {
-        let more = [images.as_str(), "--max_batch=4", "--context-length=24"];
+    for (signal, precision) in [("-TERM", "--precision=amp"), ("-INT", "--precision=bf16")] {
+        let more = [images.as_str(), precision, "--max_batch=4", "--context-length=24"];
         let server = Server::start(env!("CARGO_BIN_EXE_cn-clip"), &arguments(dir.path(), &more));
         let (status, found) =
             server.send("POST /v1/search", r#"{"text": "草地上足球Nike", "k": 2}"#);

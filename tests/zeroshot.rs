@@ -185,7 +185,7 @@ fn bad_input_is_named_and_nothing_is_written() {
         (vec![flag("index", &labels)], 1, "labels.txt"),
         (vec!["--context-length=65".into()], 1, "between 2 and 64"),
         (vec!["--img-batch-size=0".into()], 2, "--img-batch-size"),
-        (vec!["--precision=int8".into()], 2, "fp32, bf16 and fp16"),
+        (vec!["--precision=int8".into()], 2, "fp32, bf16, fp16 and int16"),
         (vec![flag("resume", &labels)], 1, "labels.txt"),
     ] {
         let args: Vec<String> = base.iter().cloned().chain(more).collect();

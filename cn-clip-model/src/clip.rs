@@ -7,6 +7,7 @@ use burn::{
 
 use crate::{
     config::{ClipConfig, VisionLayers},
+    host::{Numbers, Prepared},
     init::{Init, Values},
     precision::to_fp32,
     random::SampleRng,
@@ -166,9 +167,18 @@ impl Clip {
     /// transformers; the next evaluation makes it again.
     pub fn release_prepared(&self) {
         if let ImageTower::Vit(tower) = &self.visual {
-            tower.release_prepared();
+            tower.prepared.release();
         }
-        self.bert.release_prepared();
+        self.bert.prepared.release();
+    }
+
+    /// This model, whose evaluation on the processor multiplies these numbers.
+    pub(crate) fn with_numbers(mut self, numbers: Numbers) -> Self {
+        if let ImageTower::Vit(tower) = &mut self.visual {
+            tower.prepared = Prepared::new(numbers);
+        }
+        self.bert.prepared = Prepared::new(numbers);
+        self
     }
 
     /// Device of the parameters.

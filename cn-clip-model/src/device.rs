@@ -137,7 +137,7 @@ impl DeviceSpec {
             DeviceKind::Cpu => Ok(ndarray()),
             #[cfg(feature = "ndarray")]
             DeviceKind::NdArray => Ok(ndarray()),
-            #[cfg(feature = "wgpu")]
+            #[cfg(feature = "untuned-wgpu")]
             DeviceKind::Wgpu => Ok(Device::wgpu(Default::default())),
             #[cfg(feature = "vulkan")]
             DeviceKind::Vulkan => Ok(Device::vulkan(Default::default())),
@@ -163,7 +163,7 @@ impl DeviceSpec {
         #[allow(unused_imports)]
         use burn::tensor::DeviceType;
         match self.kind {
-            #[cfg(feature = "wgpu")]
+            #[cfg(feature = "untuned-wgpu")]
             DeviceKind::Wgpu => Device::enumerate(DeviceType::Wgpu).into_vec(),
             #[cfg(feature = "vulkan")]
             DeviceKind::Vulkan => Device::enumerate(DeviceType::Vulkan).into_vec(),
@@ -181,7 +181,7 @@ impl DeviceSpec {
 /// Name of a device and its memory in bytes, as far as its backend tells them. Opens the device.
 pub fn identity(device: &Device) -> (Option<String>, Option<u64>) {
     #[cfg(any(
-        feature = "wgpu",
+        feature = "untuned-wgpu",
         feature = "vulkan",
         feature = "metal",
         feature = "cuda",
@@ -213,7 +213,7 @@ pub fn compiled() -> Vec<&'static str> {
     [
         ("cpu", cfg!(any(feature = "flex", feature = "ndarray"))),
         ("ndarray", cfg!(feature = "ndarray")),
-        ("wgpu", cfg!(feature = "wgpu")),
+        ("wgpu", cfg!(feature = "untuned-wgpu")),
         ("vulkan", cfg!(feature = "vulkan")),
         ("metal", cfg!(feature = "metal")),
         ("cuda", cfg!(feature = "cuda")),

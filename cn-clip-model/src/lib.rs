@@ -17,6 +17,7 @@ pub mod precision;
 mod random;
 pub mod text;
 pub mod vision;
+mod workarounds;
 
 pub use clip::{Clip, ImageTower, Pass, normalize, token_tensor};
 pub use config::{ClipConfig, TextConfig, VisionConfig};

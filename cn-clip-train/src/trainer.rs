@@ -234,11 +234,11 @@ fn precision(config: &TrainConfig, device: &Device) -> Result<Precision, TrainEr
     let Some(precision) = config.precision else {
         return Ok(Precision::automatic(device, config.host));
     };
-    if precision.is_supported(device) {
+    if precision.trains() && precision.is_supported(device) {
         return Ok(precision);
     }
-    let others: Vec<String> =
-        Precision::supported(device).iter().map(ToString::to_string).collect();
+    let others = Precision::supported(device).into_iter().filter(|precision| precision.trains());
+    let others: Vec<String> = others.map(|precision| precision.to_string()).collect();
     Err(TrainError::Config(format!(
         "--precision {precision}: {} cannot compute in it; use amp or {}",
         config.device,
@@ -287,5 +287,27 @@ impl Outcome {
     /// The model for inference.
     pub fn inference_model(&self) -> Clip {
         self.model.valid()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_precision_that_cannot_be_trained_in_is_refused() {
+        let device = Device::default();
+        for (asked, names) in [(Precision::Bf16, None), (Precision::Int16, Some("use amp or fp32"))]
+        {
+            let config = TrainConfig { precision: Some(asked), ..TrainConfig::default() };
+            match (precision(&config, &device), names) {
+                (Ok(found), None) => assert_eq!(found, asked),
+                (Err(error), Some(names)) => {
+                    let error = error.to_string();
+                    assert!(error.contains("int16") && error.contains(names), "{error}");
+                }
+                (found, _) => panic!("{asked}: {found:?}"),
+            }
+        }
     }
 }

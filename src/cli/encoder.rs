@@ -10,7 +10,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 /// `--precision` of inference.
 #[derive(Debug, Clone, Args)]
 pub struct PrecisionArg {
-    /// Numbers to compute with: fp32, bf16, fp16, or amp, which is fp32 as in the Python program
+    /// Numbers to compute with: fp32, bf16, fp16, int16 (faster on x86-64 processors), or amp,
+    /// which is fp32 as in the Python program
     #[arg(long, default_value = "amp", value_name = "PRECISION", value_parser = parse)]
     precision: Precision,
 }

@@ -17,6 +17,7 @@ use cn_clip_eval::{
 
 use super::{
     device::DeviceArg,
+    encoder::{self, PrecisionArg},
     model::{self, TowerArgs},
     note, print,
 };
@@ -45,6 +46,8 @@ pub struct ServeArgs {
     /// Tokens per text, [CLS] and [SEP] included [default: 52, or all that the text tower has]
     #[arg(long, alias = "context_length", value_name = "N")]
     context_length: Option<usize>,
+    #[command(flatten)]
+    precision: PrecisionArg,
     #[command(flatten)]
     batching: BatchingArgs,
     #[command(flatten)]
@@ -169,11 +172,7 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<()> {
     let config = args.towers.config()?;
     let positions = config.text.max_positions;
     let context_length = args.context_length.unwrap_or(CONTEXT_LENGTH.min(positions));
-    if !(2..=positions).contains(&context_length) {
-        bail!(
-            "--context-length must be between 2 and {positions}, the positions of the text tower"
-        );
-    }
+    encoder::context_length(context_length, &config)?;
     let pictures = args.images.as_deref().map(Pictures::open).transpose()?;
     let device = args.device.open()?;
     let features = Features::read(&args.image_feats, Modality::Image)?;
@@ -184,7 +183,7 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<()> {
     let index = Index::new(features, kind, device.clone())?;
     #[cfg(feature = "hnsw")]
     report_recall(&index)?;
-    let model = model::load(&config, &args.checkpoint, &device)?;
+    let model = args.precision.apply(model::load(&config, &args.checkpoint, &device)?)?;
     let count = index.len();
     let app =
         App::start(Served { model, config, context_length, index, pictures }, limits, batching)?;

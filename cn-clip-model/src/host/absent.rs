@@ -1,6 +1,6 @@
 //! Builds without the `flex` backend have no kernels of their own.
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 
 use crate::{random::Dropout, text::bert, vision::vit};
 
@@ -8,7 +8,21 @@ use crate::{random::Dropout, text::bert, vision::vit};
 pub(crate) struct Prepared;
 
 impl Prepared {
+    pub(crate) fn new(_: Numbers) -> Self {
+        Self
+    }
+
     pub(crate) fn release(&self) {}
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Numbers {
+    Floats,
+    Integers,
+}
+
+pub(crate) fn has_integers(_: &Device) -> bool {
+    false
 }
 
 pub(crate) fn vision(

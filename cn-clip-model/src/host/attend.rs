@@ -5,8 +5,9 @@ use pulp::Simd;
 use rayon::prelude::*;
 
 use super::{
-    kernel::{Packed, Rows, Task, product, run, tile_columns},
+    kernel::{Rows, Task, product, run, tile_columns},
     math::{exponentials, sum},
+    packed::Packed,
     sequences::Sequences,
 };
 use crate::random::{Dropout, attention_counter};

@@ -4,9 +4,9 @@ use std::{borrow::Cow, ops::Range};
 
 use super::{
     block::{Block, Dropouts, Kept, add_to, drop_out},
-    kernel::Packed,
     layer::Order,
     norm::{add_rows, each_row},
+    packed::Packed,
     product::{Columns, across, rows},
     sequences::{Asking, ByHead, Sequences, context_rows, gradient_rows},
 };

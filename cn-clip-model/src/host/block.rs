@@ -8,10 +8,10 @@ use std::ops::Range;
 
 use super::{
     attend::Attention,
-    kernel::{Packed, View},
     layer::Order,
     math::Activation,
     norm::Norm,
+    packed::{Packed, View},
     product::rows,
     sequences::{Asking, Sequences, context_rows},
 };

@@ -4,7 +4,8 @@
 use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd, bytemuck::cast_slice};
-use rayon::prelude::*;
+
+use super::packed::Packed;
 
 /// Vectors of a tile's row.
 const VECTORS: usize = 2;
@@ -64,179 +65,6 @@ pub(super) fn has_vectors() -> bool {
     tile_columns() >= 4 * VECTORS
 }
 
-/// Some columns of a row-major matrix.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct View<'a> {
-    /// The whole matrix.
-    pub values: &'a [f32],
-    /// Columns of the whole matrix.
-    pub stride: usize,
-    /// First column.
-    pub first: usize,
-    /// Number of columns.
-    pub columns: usize,
-}
-
-impl<'a> View<'a> {
-    /// All columns.
-    pub fn whole(values: &'a [f32], columns: usize) -> Self {
-        Self { values, stride: columns, first: 0, columns }
-    }
-
-    /// Number of rows.
-    pub fn rows(&self) -> usize {
-        self.values.len() / self.stride.max(1)
-    }
-
-    #[inline(always)]
-    fn row(&self, row: usize) -> &'a [f32] {
-        &self.values[row * self.stride + self.first..][..self.columns]
-    }
-}
-
-/// A matrix `[depth, columns]` in panels of [`tile_columns`] columns, each `[depth][panel]`; the
-/// last one is filled with zeros.
-#[derive(Debug, Default)]
-pub(super) struct Packed {
-    data: Vec<f32>,
-    pub depth: usize,
-    pub columns: usize,
-    panel: usize,
-}
-
-impl Packed {
-    /// Packs matrices of the same depth, side by side.
-    pub fn new(parts: &[View]) -> Self {
-        let depth = parts.first().map_or(0, View::rows);
-        let columns = parts.iter().map(|part| part.columns).sum();
-        Self::gathered(depth, columns, |row, range, out| {
-            let mut first = 0;
-            for part in parts {
-                let (from, to) = (range.start.max(first), range.end.min(first + part.columns));
-                if from < to {
-                    out[from - range.start..to - range.start]
-                        .copy_from_slice(&part.row(row)[from - first..to - first]);
-                }
-                first += part.columns;
-            }
-        })
-    }
-
-    /// Packs the transposes of matrices of as many rows, one below the other.
-    pub fn transposed(parts: &[View]) -> Self {
-        let depth = parts.iter().map(|part| part.columns).sum();
-        let columns = parts.first().map_or(0, View::rows);
-        let mut packed = Self::empty(depth, columns);
-        packed.each_panel(|range, width, panel| {
-            for (place, column) in range.enumerate() {
-                let values = parts.iter().flat_map(|part| part.row(column));
-                let places = panel[place..].iter_mut().step_by(width);
-                places.zip(values).for_each(|(place, value)| *place = *value);
-            }
-        });
-        packed
-    }
-
-    /// Packs the rows that `fill` writes: row, columns, values.
-    pub fn gathered(
-        depth: usize,
-        columns: usize,
-        fill: impl Fn(usize, Range<usize>, &mut [f32]) + Sync,
-    ) -> Self {
-        let mut packed = Self::default();
-        packed.gather(depth, columns, fill);
-        packed
-    }
-
-    /// As [`gathered`](Self::gathered), reusing memory. What fills the last panel is not read.
-    pub fn gather(
-        &mut self,
-        depth: usize,
-        columns: usize,
-        fill: impl Fn(usize, Range<usize>, &mut [f32]) + Sync,
-    ) {
-        (self.depth, self.columns, self.panel) = (depth, columns, tile_columns());
-        self.data.resize(self.panels() * self.panel * depth, 0.0);
-        self.each_panel(|range, width, panel| {
-            Arch::new().dispatch(
-                #[inline(always)]
-                || {
-                    for (row, values) in panel.chunks_exact_mut(width).enumerate() {
-                        fill(row, range.clone(), &mut values[..range.len()]);
-                    }
-                },
-            );
-        });
-    }
-
-    /// Adds the sum of each column.
-    pub fn add_column_sums(&self, totals: &mut [f64]) {
-        let (width, size) = (self.panel.max(1), (self.panel * self.depth).max(1));
-        totals.par_chunks_mut(width).zip(self.data.par_chunks(size)).for_each(|(totals, panel)| {
-            Arch::new().dispatch(
-                #[inline(always)]
-                || {
-                    for row in panel.chunks_exact(width) {
-                        totals.iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(*x));
-                    }
-                },
-            );
-        });
-    }
-
-    fn empty(depth: usize, columns: usize) -> Self {
-        let mut packed = Self::default();
-        packed.reset(depth, columns, tile_columns());
-        packed
-    }
-
-    /// Shows `write` the columns of each panel, its width and its values.
-    fn each_panel(&mut self, write: impl Fn(Range<usize>, usize, &mut [f32]) + Sync) {
-        let (width, columns) = (self.panel, self.columns);
-        let size = (width * self.depth).max(1);
-        self.data.par_chunks_mut(size).enumerate().for_each(|(index, panel)| {
-            write(index * width..((index + 1) * width).min(columns), width, panel);
-        });
-    }
-
-    /// Prepares for [`set`](Self::set), reusing memory.
-    #[inline(always)]
-    pub fn reset(&mut self, depth: usize, columns: usize, panel: usize) {
-        (self.depth, self.columns, self.panel) = (depth, columns, panel);
-        self.data.clear();
-        self.data.resize(self.panels() * panel * depth, 0.0);
-    }
-
-    /// Sets a row.
-    #[inline(always)]
-    pub fn set_row(&mut self, row: usize, values: &[f32]) {
-        let (panel, size) = (self.panel, self.panel * self.depth);
-        for (index, values) in values.chunks(panel).enumerate() {
-            self.data[index * size + row * panel..][..values.len()].copy_from_slice(values);
-        }
-    }
-
-    /// Sets a column.
-    #[inline(always)]
-    pub fn set_column(&mut self, column: usize, values: &[f32]) {
-        let (panel, size) = (self.panel, self.panel * self.depth);
-        let start = column / panel * size + column % panel;
-        let places = self.data[start..].iter_mut().step_by(panel);
-        places.zip(values).for_each(|(place, value)| *place = *value);
-    }
-
-    /// Number of panels.
-    pub fn panels(&self) -> usize {
-        self.columns.div_ceil(self.panel.max(1))
-    }
-
-    /// Panels that hold these columns, whose ends lie between panels.
-    #[inline(always)]
-    pub fn panels_of(&self, columns: Range<usize>) -> Range<usize> {
-        columns.start / self.panel..columns.end.div_ceil(self.panel)
-    }
-}
-
 /// Rows in groups of `MR`, each `[depth][MR]`; the last group is filled with zeros.
 #[derive(Default)]
 pub(super) struct Rows {
@@ -253,6 +81,22 @@ impl Rows {
         let size = count.div_ceil(MR) * MR * depth;
         self.data.clear();
         self.data.resize(size, 0.0);
+    }
+
+    /// Number of rows.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Values of a row.
+    pub fn depth(&self) -> usize {
+        self.depth
+    }
+
+    /// The groups.
+    #[inline(always)]
+    pub fn groups<const MR: usize>(&self) -> impl Iterator<Item = &[f32]> {
+        self.data.chunks_exact((MR * self.depth).max(1))
     }
 
     /// Sets, of all rows, the values at a place of the depth.
@@ -284,12 +128,11 @@ pub(super) fn product<S: Simd, const MR: usize>(
     depth: Range<usize>,
     mut each: impl FnMut(usize, usize, &[f32]),
 ) {
-    let size = weight.panel * weight.depth;
+    let width = weight.panel_columns();
     for index in panels {
-        let first = index * weight.panel;
-        let panel = &weight.data[index * size..][depth.start * weight.panel..];
-        let panel = &panel[..depth.len() * weight.panel];
-        let columns = weight.panel.min(weight.columns - first);
+        let first = index * width;
+        let panel = &weight.panel(index)[depth.start * width..][..depth.len() * width];
+        let columns = width.min(weight.columns - first);
         for (group, rows_of_group) in rows.data.chunks_exact(MR * depth.len()).enumerate() {
             let tile = tile::<S, MR>(simd, rows_of_group, panel);
             let count = MR.min(rows.count - group * MR);
@@ -322,7 +165,7 @@ fn tile<S: Simd, const MR: usize>(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::packed::View, *};
 
     struct Product<'a> {
         rows: &'a [f32],
@@ -392,22 +235,5 @@ mod tests {
                 }
             }
         }
-    }
-
-    #[test]
-    fn rows_and_columns_make_the_same_matrix() {
-        let (depth, columns) = (5, 37);
-        let b = matrix(depth, columns, 3);
-        let expected = Packed::new(&[View::whole(&b, columns)]);
-        let (mut by_rows, mut by_columns) = (Packed::default(), Packed::default());
-        by_rows.reset(depth, columns, tile_columns());
-        by_columns.reset(depth, columns, tile_columns());
-        b.chunks(columns).enumerate().for_each(|(index, row)| by_rows.set_row(index, row));
-        for column in 0..columns {
-            let values: Vec<f32> = b.iter().skip(column).step_by(columns).copied().collect();
-            by_columns.set_column(column, &values);
-        }
-        assert_eq!(by_rows.data, expected.data);
-        assert_eq!(by_columns.data, expected.data);
     }
 }

@@ -9,20 +9,15 @@ use pulp::Simd;
 use rayon::prelude::*;
 
 use super::{
-    kernel::{Packed, Rows, Task, product, run, tile_columns},
+    kernel::{Rows, Task, product, run, tile_columns},
     math::{Activation, Norm, exponentials, layer_norm},
+    packed::Packed,
     product::block_rows,
+    weight::{Input, Linear},
 };
 
 /// Hidden values that are computed before they are multiplied on.
 const BLOCK_HIDDEN: usize = 768;
-
-/// Weight and bias.
-#[derive(Debug)]
-pub(super) struct Linear {
-    pub weight: Packed,
-    pub bias: Vec<f32>,
-}
 
 /// Where the norms of a layer stand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,8 +85,8 @@ fn select_first(x: &[f32], lengths: &[usize], width: usize) -> Vec<f32> {
 /// Scratch memory of a task.
 #[derive(Default)]
 struct Scratch {
-    rows: Rows,
-    hidden: Rows,
+    rows: Input,
+    hidden: Input,
     keys: Packed,
     values: Packed,
     line: Vec<f32>,
@@ -118,10 +113,12 @@ impl Task for Project<'_> {
     fn run<S: Simd, const MR: usize>(self, simd: S) {
         let Self { layer, x, out, width, scratch: Scratch { rows, line, .. } } = self;
         let norm = (layer.order == Order::Before).then_some(&layer.first_norm);
-        set_rows::<MR>(rows, x, width, norm, line);
+        set_rows::<MR>(&mut rows.values, x, width, norm, line);
         let Linear { weight, bias } = &layer.projections;
-        product::<S, MR>(simd, rows, weight, 0..weight.panels(), 0..width, |row, first, sums| {
-            let out = &mut out[row * weight.columns + first..][..sums.len()];
+        let columns = weight.columns();
+        weight.prepare::<MR>(rows);
+        weight.product::<S, MR>(simd, rows, 0..columns, 0..width, |row, first, sums| {
+            let out = &mut out[row * columns + first..][..sums.len()];
             let bias = &bias[first..][..sums.len()];
             for ((out, sum), bias) in out.iter_mut().zip(sums).zip(bias) {
                 *out = sum + bias;
@@ -161,7 +158,7 @@ fn attend(
     queries: impl Fn(usize) -> usize,
     context: &mut [f32],
 ) {
-    let columns = layer.projections.weight.columns;
+    let columns = layer.projections.weight.columns();
     let head_width = columns / 3 / layer.heads;
     let (mut packed, mut context) = (packed, context);
     let mut tasks = Vec::with_capacity(lengths.len() * layer.heads);
@@ -195,6 +192,7 @@ impl Task for Attend<'_> {
     fn run<S: Simd, const MR: usize>(self, simd: S) {
         let Self { packed, columns, head, out, scratch } = self;
         let Scratch { rows, hidden, keys, values, line } = scratch;
+        let (rows, hidden) = (&mut rows.values, &mut hidden.values);
         let (length, depth) = (packed.len() / columns, head.len());
         let panel = tile_columns();
         keys.reset(depth, length, panel);
@@ -237,7 +235,7 @@ impl Task for Attend<'_> {
 
 /// Output projection and feed-forward part, with the residuals.
 fn finish(layer: &Layer, x: &mut [f32], context: &[f32], lengths: &[usize]) {
-    let width = layer.output.weight.columns;
+    let width = layer.output.weight.columns();
     let block = block_rows(x.len() / width);
     // Where the first head of a row lies in `context`, and how far it is to the next head.
     let head_width = width / layer.heads;
@@ -267,17 +265,18 @@ impl Task for Finish<'_> {
     fn run<S: Simd, const MR: usize>(self, simd: S) {
         let Self { layer, x, context, places, scratch } = self;
         let Scratch { rows, hidden, line, .. } = scratch;
-        let width = layer.output.weight.columns;
+        let width = layer.output.weight.columns();
         let head_width = width / layer.heads;
-        rows.reset::<MR>(places.len(), width);
+        rows.values.reset::<MR>(places.len(), width);
         for (row, (start, stride)) in places.iter().enumerate() {
             for head in 0..layer.heads {
                 let values = &context[start + head * stride..][..head_width];
-                rows.set::<MR>(row, head * head_width, values);
+                rows.values.set::<MR>(row, head * head_width, values);
             }
         }
         let Linear { weight, bias } = &layer.output;
-        product::<S, MR>(simd, rows, weight, 0..weight.panels(), 0..width, |row, first, sums| {
+        weight.prepare::<MR>(rows);
+        weight.product::<S, MR>(simd, rows, 0..width, 0..width, |row, first, sums| {
             add(&mut x[row * width + first..], sums, Some(&bias[first..]));
         });
         if layer.order == Order::After {
@@ -285,21 +284,27 @@ impl Task for Finish<'_> {
         }
 
         let norm = (layer.order == Order::Before).then_some(&layer.second_norm);
-        set_rows::<MR>(rows, x, width, norm, line);
+        set_rows::<MR>(&mut rows.values, x, width, norm, line);
         let (inner, outer) = (&layer.inner, &layer.outer);
-        for start in (0..inner.weight.columns).step_by(BLOCK_HIDDEN) {
-            let depth = start..(start + BLOCK_HIDDEN).min(inner.weight.columns);
-            let panels = inner.weight.panels_of(depth.clone());
-            hidden.reset::<MR>(places.len(), depth.len());
-            product::<S, MR>(simd, rows, &inner.weight, panels, 0..width, |row, first, sums| {
-                line.clear();
-                let bias = &inner.bias[first..][..sums.len()];
-                line.extend(sums.iter().zip(bias).map(|(sum, bias)| sum + bias));
-                layer.activation.apply(line);
-                hidden.set::<MR>(row, first - start, line);
-            });
-            let panels = 0..outer.weight.panels();
-            product::<S, MR>(simd, hidden, &outer.weight, panels, depth, |row, first, sums| {
+        inner.weight.prepare::<MR>(rows);
+        for start in (0..inner.weight.columns()).step_by(BLOCK_HIDDEN) {
+            let part = start..(start + BLOCK_HIDDEN).min(inner.weight.columns());
+            hidden.values.reset::<MR>(places.len(), part.len());
+            inner.weight.product::<S, MR>(
+                simd,
+                rows,
+                part.clone(),
+                0..width,
+                |row, first, sums| {
+                    line.clear();
+                    let bias = &inner.bias[first..][..sums.len()];
+                    line.extend(sums.iter().zip(bias).map(|(sum, bias)| sum + bias));
+                    layer.activation.apply(line);
+                    hidden.values.set::<MR>(row, first - start, line);
+                },
+            );
+            outer.weight.prepare::<MR>(hidden);
+            outer.weight.product::<S, MR>(simd, hidden, 0..width, part, |row, first, sums| {
                 let bias = (start == 0).then(|| &outer.bias[first..]);
                 add(&mut x[row * width + first..], sums, bias);
             });

@@ -3,8 +3,9 @@
 //!
 //! Burn computes an operation at a time, each of which reads and writes whole tensors. Here the
 //! norms, biases, activations, dropout and residuals are part of the matrix products they stand
-//! beside, attention keeps its scores in the cache, and padding is left out. Only for 32-bit floats on the
-//! `flex` backend; everything else goes by Burn.
+//! beside, attention keeps its scores in the cache, and padding is left out. Evaluation can multiply
+//! whole numbers instead of floats ([`Precision::Int16`](crate::Precision::Int16)). Only for 32-bit
+//! floats on the `flex` backend; everything else goes by Burn.
 
 #[cfg(feature = "flex")]
 mod attend;
@@ -13,6 +14,8 @@ mod backward;
 #[cfg(feature = "flex")]
 mod block;
 #[cfg(feature = "flex")]
+mod integer;
+#[cfg(feature = "flex")]
 mod kernel;
 #[cfg(feature = "flex")]
 mod layer;
@@ -20,6 +23,8 @@ mod layer;
 mod math;
 #[cfg(feature = "flex")]
 mod norm;
+#[cfg(feature = "flex")]
+mod packed;
 #[cfg(feature = "flex")]
 mod product;
 #[cfg(feature = "flex")]
@@ -30,14 +35,19 @@ mod source;
 mod tower;
 #[cfg(feature = "flex")]
 mod train;
+#[cfg(feature = "flex")]
+mod weight;
 
 #[cfg(not(feature = "flex"))]
 mod absent;
 
 #[cfg(not(feature = "flex"))]
-pub(crate) use absent::{Prepared, lengths, text, text_layer, vision, vision_block};
+pub(crate) use absent::{
+    Numbers, Prepared, has_integers, lengths, text, text_layer, vision, vision_block,
+};
 #[cfg(feature = "flex")]
 pub(crate) use {
-    tower::{Prepared, lengths, text, vision},
+    tower::{Prepared, has_integers, lengths, text, vision},
     train::{text_layer, vision_block},
+    weight::Numbers,
 };

@@ -5,7 +5,10 @@ use std::ops::Range;
 use pulp::Simd;
 use rayon::prelude::*;
 
-use super::kernel::{Packed, Rows, Task, product, run, tile_rows};
+use super::{
+    kernel::{Rows, Task, product, run, tile_rows},
+    packed::Packed,
+};
 
 /// Most rows of a task.
 const BLOCK_ROWS: usize = 108;

@@ -4,21 +4,27 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use burn::{
     nn,
-    tensor::{Bytes, Int, Tensor, TensorData},
+    tensor::{Bytes, Device, Int, Tensor, TensorData},
 };
 
 use super::{
-    kernel::{Packed, View, has_vectors},
-    layer::{Layer, Linear, Order, first_rows},
+    integer,
+    kernel::has_vectors,
+    layer::{Layer, Order, first_rows},
     math::{Activation, Norm},
+    packed::View,
     source::Source,
+    weight::{Linear, Numbers, Weight},
 };
 use crate::{precision::without_graph, text::bert, vision::vit};
 
 /// The prepared layers of a tower. Copies of the tower share them; they are made anew when the
 /// weights are no longer those they were made from.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Prepared(Arc<Mutex<Option<Arc<Tower>>>>);
+pub(crate) struct Prepared {
+    tower: Arc<Mutex<Option<Arc<Tower>>>>,
+    numbers: Numbers,
+}
 
 #[derive(Debug)]
 struct Tower {
@@ -29,18 +35,22 @@ struct Tower {
 }
 
 impl Prepared {
+    pub(crate) fn new(numbers: Numbers) -> Self {
+        Self { numbers, ..Self::default() }
+    }
+
     pub(crate) fn release(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.tower.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     fn layers(
         &self,
         sources: Vec<Source>,
-        make: impl FnOnce(&[Source]) -> Option<Vec<Layer>>,
+        make: impl FnOnce(Parts) -> Option<Vec<Layer>>,
     ) -> Option<Arc<Tower>> {
         let pointers: Vec<Weak<Bytes>> =
             sources.iter().map(|source| Arc::downgrade(&source.buffer())).collect();
-        let mut prepared = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut prepared = self.tower.lock().unwrap_or_else(PoisonError::into_inner);
         let same = |tower: &&Arc<Tower>| {
             let mut pairs = tower.sources.iter().zip(&pointers);
             tower.sources.len() == pointers.len() && pairs.all(|(a, b)| a.ptr_eq(b))
@@ -50,7 +60,8 @@ impl Prepared {
         }
         // Free the old one first.
         *prepared = None;
-        let tower = Arc::new(Tower { layers: make(&sources)?, sources: pointers });
+        let parts = Parts { sources: sources.iter(), numbers: self.numbers };
+        let tower = Arc::new(Tower { layers: make(parts)?, sources: pointers });
         *prepared = Some(tower.clone());
         Some(tower)
     }
@@ -87,11 +98,14 @@ impl Sources {
 }
 
 /// Prepared parts in the order of [`Sources`].
-struct Parts<'a>(std::slice::Iter<'a, Source>);
+struct Parts<'a> {
+    sources: std::slice::Iter<'a, Source>,
+    numbers: Numbers,
+}
 
 impl<'a> Parts<'a> {
     fn next(&mut self) -> Option<&'a [f32]> {
-        self.0.next().map(Source::values)
+        self.sources.next().map(Source::values)
     }
 
     /// Linear layers of the same input, side by side.
@@ -102,7 +116,7 @@ impl<'a> Parts<'a> {
             weights.push(View::whole(weight, own.len()));
             bias.extend_from_slice(own);
         }
-        Some(Linear { weight: Packed::new(&weights), bias })
+        Some(Linear { weight: Weight::new(&weights, self.numbers), bias })
     }
 
     fn norm(&mut self, epsilon: f64) -> Option<Norm> {
@@ -139,6 +153,11 @@ impl Parts<'_> {
     }
 }
 
+/// Whether evaluation on a device gains from whole numbers.
+pub(crate) fn has_integers(device: &Device) -> bool {
+    integer::is_fast() && Source::of(Tensor::<1>::zeros([1], device)).is_some()
+}
+
 /// Runs the blocks of a ViT on `x` (`[batch, tokens, width]`) and returns the class token of the
 /// last, `[batch, 1, width]`; `None` where only Burn can.
 pub(crate) fn vision(
@@ -157,8 +176,7 @@ pub(crate) fn vision(
         sources.linear(&block.mlp.c_proj);
     }
     let heads = blocks.first()?.attn.heads();
-    let tower = prepared.layers(sources.0?, |sources| {
-        let mut parts = Parts(sources.iter());
+    let tower = prepared.layers(sources.0?, |mut parts| {
         let layer =
             |_| parts.layer(heads, Order::Before, Activation::QuickGelu, vit::LAYER_NORM_EPSILON);
         blocks.iter().map(layer).collect()
@@ -192,8 +210,7 @@ pub(crate) fn text(
         sources.linear(&layer.output.dense);
     }
     let [batch, longest, width] = x.dims();
-    let tower = prepared.layers(sources.0?, |sources| {
-        let mut parts = Parts(sources.iter());
+    let tower = prepared.layers(sources.0?, |mut parts| {
         let layer =
             |_| parts.layer(heads, Order::After, Activation::Gelu, bert::LAYER_NORM_EPSILON);
         layers.iter().map(layer).collect()

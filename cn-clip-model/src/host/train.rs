@@ -22,10 +22,11 @@ use burn::{
 use super::{
     backward::BlockGradients,
     block::{Block, Dropouts, Kept, Linear},
-    kernel::{View, has_vectors},
+    kernel::has_vectors,
     layer::Order,
     math::Activation,
     norm::Norm,
+    packed::View,
     sequences::Sequences,
     source::Source,
 };

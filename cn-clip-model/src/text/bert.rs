@@ -5,7 +5,7 @@ use burn::{
     nn::{Embedding, LayerNorm, Linear},
     tensor::{
         Bool, Device, Int, Tensor,
-        activation::{gelu, gelu_approximate, relu, silu},
+        activation::{gelu_approximate, relu, silu},
     },
 };
 
@@ -16,6 +16,7 @@ use crate::{
     host::{self, Prepared},
     init::{Init, Values},
     precision::{as_type_of, layer_norm},
+    workarounds::gelu,
 };
 
 pub(crate) const LAYER_NORM_EPSILON: f64 = 1e-12;
@@ -129,7 +130,7 @@ pub struct Bert {
     #[module(skip)]
     config: BertOptions,
     #[module(skip)]
-    prepared: Prepared,
+    pub(crate) prepared: Prepared,
 }
 
 /// Where texts of a batch are padded.
@@ -315,10 +316,6 @@ impl Bert {
             x = self.layer(index, x, &padding, pass, index + 1 == depth);
         }
         x.slice_dim(1, 0..1).squeeze_dim(1)
-    }
-
-    pub(crate) fn release_prepared(&self) {
-        self.prepared.release();
     }
 
     fn hidden_mask(&self, pass: Pass<'_>, site: u32, x: &Tensor<3>) -> Option<Tensor<3>> {

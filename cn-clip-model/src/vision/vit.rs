@@ -164,7 +164,7 @@ pub struct VisionTransformer {
     /// Norm after the blocks, on the class token.
     pub ln_post: LayerNorm,
     #[module(skip)]
-    prepared: Prepared,
+    pub(crate) prepared: Prepared,
 }
 
 impl VisionTransformer {
@@ -274,9 +274,5 @@ impl VisionTransformer {
             x = last.forward_first(x);
         }
         x
-    }
-
-    pub(crate) fn release_prepared(&self) {
-        self.prepared.release();
     }
 }

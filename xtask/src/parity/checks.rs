@@ -30,21 +30,30 @@ pub struct Check {
     pub kind: Kind,
     /// Whether it is the same in every precision.
     pub fp32_only: bool,
+    /// Whether it evaluates as users do, which is all that some precisions are for.
+    pub evaluates: bool,
     pub run: fn(&Place<'_>) -> Errors,
 }
 
 impl Check {
-    const fn new(name: &'static str, kind: Kind, run: fn(&Place<'_>) -> Errors) -> Self {
-        Self { name, kind, fp32_only: false, run }
+    pub(super) const fn new(name: &'static str, kind: Kind, run: fn(&Place<'_>) -> Errors) -> Self {
+        Self { name, kind, fp32_only: false, evaluates: false, run }
     }
 
-    const fn fp32(self) -> Self {
+    pub(super) const fn fp32(self) -> Self {
         Self { fp32_only: true, ..self }
+    }
+
+    const fn evaluation(self) -> Self {
+        Self { evaluates: true, ..self }
     }
 
     /// Whether it says something in this precision.
     pub fn is_for(&self, precision: Precision) -> bool {
-        precision == Precision::Fp32 || !self.fp32_only
+        match precision {
+            Precision::Fp32 => true,
+            _ => !self.fp32_only && (precision.trains() || self.evaluates),
+        }
     }
 }
 
@@ -56,14 +65,15 @@ pub const CHECKS: [Check; 20] = [
     Check::new("ViT, layers", Kind::Forward, |p| image_layers("vit_tiny", p.device, p.precision)),
     Check::new("ResNet, layers", Kind::Forward, |p| image_layers("rn_tiny", p.device, p.precision)),
     Check::new("BERT, layers", Kind::Forward, |p| text_layers("vit_tiny", p.device, p.precision)),
-    Check::new("ViT, forward", Kind::Forward, |p| forward("vit_tiny", p.device, p.precision)),
+    Check::new("ViT, forward", Kind::Forward, |p| forward("vit_tiny", p.device, p.precision))
+        .evaluation(),
     Check::new("ResNet, forward", Kind::Forward, |p| forward("rn_tiny", p.device, p.precision)),
     Check::new("ViT masked, forward", Kind::Forward, |p| masked_forward(p.device, p.precision)),
     Check::new("tiled loss", Kind::Forward, |p| tiled_loss(p.device, p.reference)).fp32(),
     Check::new("ViT, autodiff loss", Kind::Gradient, |p| {
         autodiff_loss("vit_tiny", p.device, p.precision, false)
     }),
-    Check::new("ResNet, autodiff loss", Kind::Gradient, |p| {
+    Check::new("ResNet, autodiff loss", Kind::BatchGradient, |p| {
         autodiff_loss("rn_tiny", p.device, p.precision, false)
     }),
     Check::new("ViT masked, autodiff loss", Kind::Gradient, |p| {
@@ -94,7 +104,8 @@ pub const CHECKS: [Check; 20] = [
         parameters
     })
     .fp32(),
-    Check::new("extraction", Kind::Forward, |p| search::extraction(p.device, p.precision)),
+    Check::new("extraction", Kind::Forward, |p| search::extraction(p.device, p.precision))
+        .evaluation(),
     Check::new("top-k", Kind::Ranking, |p| search::top_k(p.device)).fp32(),
 ];
 

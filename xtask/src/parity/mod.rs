@@ -203,10 +203,10 @@ mod tests {
         };
         let forward = tolerance::Kind::Forward;
         let checks = [
-            Check { name: "wrong", kind: forward, fp32_only: false, run: wrong },
-            Check { name: "nan", kind: forward, fp32_only: false, run: infinite },
-            Check { name: "panic", kind: forward, fp32_only: true, run: |_| panic!("no kernel") },
-            Check { name: "empty", kind: forward, fp32_only: true, run: |_| Errors::default() },
+            Check::new("wrong", forward, wrong),
+            Check::new("nan", forward, infinite),
+            Check::new("panic", forward, |_| panic!("no kernel")).fp32(),
+            Check::new("empty", forward, |_| Errors::default()).fp32(),
         ];
         let outcomes = outcomes(&checks);
         assert!(outcomes.iter().all(|outcome| !outcome.holds()), "{outcomes:?}");

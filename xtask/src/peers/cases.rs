@@ -16,6 +16,8 @@ pub enum Contender {
     Onnx,
     /// PyTorch with bf16 autocast: to be informed, not a measure.
     TorchBf16,
+    /// This one with whole numbers, as fast as the processor can with some loss.
+    OursInt16,
 }
 
 impl Contender {
@@ -26,7 +28,13 @@ impl Contender {
             Self::Torch => "torch",
             Self::Onnx => "onnx",
             Self::TorchBf16 => "torch-bf16",
+            Self::OursInt16 => "ours-int16",
         }
+    }
+
+    /// Whether it computes in less than 32-bit floats.
+    pub fn is_reduced(self) -> bool {
+        matches!(self, Self::TorchBf16 | Self::OursInt16)
     }
 }
 
@@ -45,7 +53,7 @@ pub struct Case {
     /// Pictures, texts, pairs or runs of one measurement.
     pub items: usize,
     /// Who takes part, we first.
-    pub contenders: &'static [Contender],
+    pub contenders: Vec<Contender>,
     /// Whether one measurement takes many seconds.
     pub slow: bool,
     /// Runs whose outputs are compared.
@@ -142,11 +150,12 @@ impl Work {
     }
 }
 
-/// All of them, PyTorch in bf16 only if it is wanted.
-pub fn all(bf16: bool) -> Vec<Case> {
-    use Contender::{Onnx, Ours, Torch, TorchBf16};
+/// All of them, with those of these that are reduced.
+pub fn all(reduced: &[Contender]) -> Vec<Case> {
+    use Contender::{Onnx, Ours, Torch};
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let case = |name, about, items, contenders, work| {
+    let case = |name, about, items, contenders: &[Contender], work| {
+        let contenders = contenders.to_vec();
         let slow = matches!(work, Work::Whole(Program::Extract) | Work::Train { .. });
         let checks = if matches!(work, Work::Train { .. }) { 2 } else { 1 };
         Case { name, about, items, contenders, slow, checks, work }
@@ -161,17 +170,17 @@ pub fn all(bf16: bool) -> Vec<Case> {
         dropout: 0.1,
     };
     let fp32: &[_] = &[Ours, Torch, Onnx];
-    let with_bf16: &[_] = if bf16 { &[Ours, Torch, Onnx, TorchBf16] } else { fp32 };
+    let encode = &[fp32, reduced].concat();
     let torch = &[Ours, Torch];
     vec![
-        case("image-b1", "encode 1 picture", 1, fp32, image(1)),
-        case("image-b8", "encode 8 pictures", 8, with_bf16, image(8)),
-        case("image-b32", "encode 32 pictures", 32, fp32, image(32)),
-        case("text-b32", "encode 32 texts of 52 tokens", 32, with_bf16, text(Texts::Full)),
-        case("text-b32-natural", "encode 32 captions padded to 52 tokens", 32, fp32, {
+        case("image-b1", "encode 1 picture", 1, encode, image(1)),
+        case("image-b8", "encode 8 pictures", 8, encode, image(8)),
+        case("image-b32", "encode 32 pictures", 32, encode, image(32)),
+        case("text-b32", "encode 32 texts of 52 tokens", 32, encode, text(Texts::Full)),
+        case("text-b32-natural", "encode 32 captions padded to 52 tokens", 32, encode, {
             text(Texts::Natural)
         }),
-        case("text-b32-trimmed", "the same cut to the longest for the peers", 32, fp32, {
+        case("text-b32-trimmed", "the same cut to the longest for the peers", 32, encode, {
             text(Texts::Trimmed)
         }),
         case("train-b8", "training step of 8 pairs", 8, torch, train(0.0, false)),
@@ -201,7 +210,7 @@ mod tests {
 
     #[test]
     fn names_differ_and_we_come_first() {
-        let cases = all(true);
+        let cases = all(&[Contender::TorchBf16]);
         let names: HashSet<_> = cases.iter().map(|case| case.name).collect();
         assert_eq!(names.len(), cases.len());
         assert!(cases.iter().all(|case| case.contenders[0] == Contender::Ours));
@@ -209,7 +218,7 @@ mod tests {
 
     #[test]
     fn work_is_told_as_json() {
-        for case in all(true) {
+        for case in all(&[]) {
             if !matches!(case.work, Work::Whole(_)) {
                 let text = serde_json::to_string(&case.work).unwrap();
                 assert_eq!(serde_json::from_str::<Work>(&text).unwrap(), case.work, "{text}");
@@ -219,7 +228,7 @@ mod tests {
 
     #[test]
     fn checks_leave_chance_out() {
-        let checked = all(true).iter().filter_map(|case| case.work.checked()).collect::<Vec<_>>();
+        let checked = all(&[]).iter().filter_map(|case| case.work.checked()).collect::<Vec<_>>();
         assert_eq!(checked.len(), 10);
         let chance = |work: &Work| match work {
             Work::Train { mask_ratio, dropout, .. } => mask_ratio + dropout,

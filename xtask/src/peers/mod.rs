@@ -17,6 +17,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use clap::Args;
+use cn_clip_model::{DeviceSpec, Precision};
 use serde::{Deserialize, Serialize};
 
 pub use ours::{WorkerArgs, run as worker};
@@ -33,6 +34,8 @@ const PACKAGES: [&str; 5] = ["torch==2.4.1", "numpy==1.26.4", "onnx", "onnxrunti
 const TOLERANCE: f32 = 1e-3;
 /// The same for bf16, of whose products eight bits count.
 const TOLERANCE_BF16: f32 = 0.1;
+/// The same for whole numbers of 13 bits.
+const TOLERANCE_INT16: f32 = 2e-2;
 /// Lets the threads of the one before fall asleep.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -84,7 +87,11 @@ pub fn run(args: &PeersArgs) -> anyhow::Result<()> {
         args.case.is_empty() || args.case.iter().any(|prefix| name.starts_with(prefix))
     };
     let bf16 = args.bf16 || Machine::here().vectors.iter().any(|set| set.ends_with("bf16"));
-    let cases: Vec<Case> = cases::all(bf16).into_iter().filter(|case| chosen(case.name)).collect();
+    let int16 = Precision::Int16.is_supported(&DeviceSpec::CPU.open()?);
+    let reduced = [(Contender::TorchBf16, bf16), (Contender::OursInt16, int16)];
+    let reduced: Vec<_> = reduced.into_iter().filter(|(_, runs)| *runs).map(|(c, _)| c).collect();
+    let cases = cases::all(&reduced).into_iter().filter(|case| chosen(case.name));
+    let cases: Vec<Case> = cases.collect();
     if args.list {
         cases.iter().for_each(|case| println!("{:<24} {}", case.name, case.about));
         return Ok(());
@@ -175,6 +182,7 @@ fn compare(case: &Case, outputs: &[Vec<f32>]) -> anyhow::Result<Vec<f32>> {
         let error = error.unwrap_or(f32::NAN);
         let tolerance = match contender {
             Contender::TorchBf16 => TOLERANCE_BF16,
+            Contender::OursInt16 => TOLERANCE_INT16,
             _ => TOLERANCE,
         };
         if error.is_nan() || error > tolerance {
@@ -232,7 +240,7 @@ mod tests {
     use super::*;
 
     fn case() -> Case {
-        cases::all(true).remove(0)
+        cases::all(&[]).remove(0)
     }
 
     #[test]

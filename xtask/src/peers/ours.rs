@@ -15,7 +15,7 @@ use cn_clip_data::{
     tokenizer::CONTEXT_LENGTH,
 };
 use cn_clip_model::{
-    Clip, DeviceSpec, Pass,
+    Clip, DeviceSpec, Pass, Precision,
     checkpoint::{self, Checkpoint},
 };
 use cn_clip_train::{metrics::peak_memory_mib, step::MicroBatch};
@@ -34,11 +34,15 @@ pub struct WorkerArgs {
     /// Weights and inputs
     #[arg(long)]
     directory: PathBuf,
+    /// Numbers to encode in
+    #[arg(long)]
+    precision: Precision,
 }
 
 /// Does what lines on standard input tell.
 pub fn run(args: &WorkerArgs) -> anyhow::Result<()> {
-    let mut inputs = Inputs { directory: args.directory.clone(), model: None };
+    let (directory, precision) = (args.directory.clone(), args.precision);
+    let mut inputs = Inputs { directory, precision, model: None };
     let mut prepared: Vec<(Work, Run)> = Vec::new();
     let mut out = io::stdout();
     for line in io::stdin().lock().lines() {
@@ -70,6 +74,7 @@ type Run = Box<dyn FnMut() -> anyhow::Result<Vec<f32>>>;
 
 struct Inputs {
     directory: PathBuf,
+    precision: Precision,
     model: Option<Clip>,
 }
 
@@ -81,7 +86,7 @@ impl Inputs {
             Work::Encode { tower, batch, texts } => {
                 let model = match self.model.take() {
                     Some(model) => model,
-                    None => load(&self.directory, &device)?.valid(),
+                    None => self.precision.copy(&load(&self.directory, &device)?.valid()),
                 };
                 self.model = Some(model.clone());
                 let batch = self.batch(batch, resolution, texts)?;

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use cn_clip_model::Precision;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -99,9 +100,11 @@ impl Drop for Worker {
 /// A worker, to be completed.
 pub fn command(setting: &Setting, contender: Contender) -> anyhow::Result<Command> {
     let mut command = match contender {
-        Contender::Ours => {
+        Contender::Ours | Contender::OursInt16 => {
             let mut command = Command::new(own()?);
             command.arg("peers-worker");
+            let precision = if contender.is_reduced() { Precision::Int16 } else { Precision::Fp32 };
+            command.arg(format!("--precision={precision}"));
             command
         }
         _ => {

@@ -1,0 +1,85 @@
+//! Linear layers of evaluation, in floats or in whole numbers.
+
+use std::ops::Range;
+
+use pulp::Simd;
+
+use super::{
+    integer::{IntegerRows, Integers},
+    kernel::{Rows, product},
+    packed::{Packed, View},
+};
+
+/// Weight and bias.
+#[derive(Debug)]
+pub(super) struct Linear {
+    pub weight: Weight,
+    pub bias: Vec<f32>,
+}
+
+/// A matrix `[depth, columns]`.
+#[derive(Debug)]
+pub(super) enum Weight {
+    Floats(Packed),
+    Integers(Integers),
+}
+
+/// Rows that are multiplied by a [`Weight`].
+#[derive(Default)]
+pub(super) struct Input {
+    pub values: Rows,
+    rounded: IntegerRows,
+}
+
+impl Weight {
+    /// Matrices of the same depth, side by side.
+    pub fn new(parts: &[View], numbers: Numbers) -> Self {
+        match numbers {
+            Numbers::Floats => Self::Floats(Packed::new(parts)),
+            Numbers::Integers => Self::Integers(Integers::new(parts)),
+        }
+    }
+
+    pub fn columns(&self) -> usize {
+        match self {
+            Self::Floats(weight) => weight.columns,
+            Self::Integers(weight) => weight.columns,
+        }
+    }
+
+    /// To be called when the values of `rows` are set, before products with this weight.
+    #[inline(always)]
+    pub fn prepare<const MR: usize>(&self, rows: &mut Input) {
+        if let Self::Integers(_) = self {
+            rows.rounded.set::<MR>(&rows.values);
+        }
+    }
+
+    /// Hands `each` the product of `rows` and a part of the weight (`columns`, whose ends lie
+    /// between tiles, and `depth`), a row of a tile at a time: row, first column, values.
+    #[inline(always)]
+    pub fn product<S: Simd, const MR: usize>(
+        &self,
+        simd: S,
+        rows: &Input,
+        columns: Range<usize>,
+        depth: Range<usize>,
+        each: impl FnMut(usize, usize, &[f32]),
+    ) {
+        match self {
+            Self::Floats(weight) => {
+                let panels = weight.panels_of(columns);
+                product::<S, MR>(simd, &rows.values, weight, panels, depth, each);
+            }
+            Self::Integers(weight) => weight.product(&rows.rounded, columns, depth, each),
+        }
+    }
+}
+
+/// What evaluation multiplies.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Numbers {
+    #[default]
+    Floats,
+    Integers,
+}
