@@ -23,7 +23,8 @@ if [ ! -f "$venv/complete" ]; then
     touch "$venv/complete"
 fi
 
-cargo build --quiet --bins
+# The same build as the tests, which makes the programs.
+cargo test --quiet --no-run
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 CUDA_VISIBLE_DEVICES='' "$python" .ci/python_checkpoints.py target/debug tests/fixtures "$work"

@@ -5,14 +5,16 @@ use std::f64::consts::FRAC_1_SQRT_2;
 
 use burn::tensor::{Tensor, activation};
 
+use crate::precision::in_fp32;
+
 /// `x * Phi(x)`, the normal distribution's integral by the error function.
 ///
 /// Burn's own has this value, but on every backend except `flex` the gradient of the approximation
-/// by tanh, which is up to 9e-4 away.
+/// by tanh, which is up to 9e-4 away. The pieces of this one are in 32 bits at least.
 pub(crate) fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     match x.is_autodiff() {
         false => activation::gelu(x),
-        true => ((x.clone() * FRAC_1_SQRT_2).erf() + 1.0) * x * 0.5,
+        true => in_fp32(x, |x| ((x.clone() * FRAC_1_SQRT_2).erf() + 1.0) * x * 0.5),
     }
 }
 

@@ -117,13 +117,20 @@ impl Task for Project<'_> {
         let Linear { weight, bias } = &layer.projections;
         let columns = weight.columns();
         weight.prepare::<MR>(rows);
-        weight.product::<S, MR>(simd, rows, 0..columns, 0..width, |row, first, sums| {
-            let out = &mut out[row * columns + first..][..sums.len()];
-            let bias = &bias[first..][..sums.len()];
-            for ((out, sum), bias) in out.iter_mut().zip(sums).zip(bias) {
-                *out = sum + bias;
-            }
-        });
+        weight.product::<S, MR>(
+            simd,
+            rows,
+            0..columns,
+            0..width,
+            #[inline(always)]
+            |row, first, sums| {
+                let out = &mut out[row * columns + first..][..sums.len()];
+                let bias = &bias[first..][..sums.len()];
+                for ((out, sum), bias) in out.iter_mut().zip(sums).zip(bias) {
+                    *out = sum + bias;
+                }
+            },
+        );
     }
 }
 
@@ -213,10 +220,18 @@ impl Task for Attend<'_> {
             }
             line.clear();
             line.resize(MR * length, 0.0);
-            product::<S, MR>(simd, rows, keys, all.0.clone(), 0..depth, |row, first, sums| {
-                let scores = &mut line[row * length + first..][..sums.len()];
-                scores.iter_mut().zip(sums).for_each(|(score, sum)| *score = sum * scale);
-            });
+            product::<S, MR>(
+                simd,
+                rows,
+                keys,
+                all.0.clone(),
+                0..depth,
+                #[inline(always)]
+                |row, first, sums| {
+                    let scores = &mut line[row * length + first..][..sums.len()];
+                    scores.iter_mut().zip(sums).for_each(|(score, sum)| *score = sum * scale);
+                },
+            );
             let mut totals = [0.0; MR];
             hidden.reset::<MR>(count, length);
             for (index, total) in totals.iter_mut().enumerate().take(count) {
@@ -224,11 +239,19 @@ impl Task for Attend<'_> {
                 *total = exponentials(scores);
                 hidden.set::<MR>(index, 0, scores);
             }
-            product::<S, MR>(simd, hidden, values, all.1.clone(), 0..length, |row, first, sums| {
-                let out = &mut out[row * depth + first..][..sums.len()];
-                let factor = 1.0 / totals[row];
-                out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum * factor);
-            });
+            product::<S, MR>(
+                simd,
+                hidden,
+                values,
+                all.1.clone(),
+                0..length,
+                #[inline(always)]
+                |row, first, sums| {
+                    let out = &mut out[row * depth + first..][..sums.len()];
+                    let factor = 1.0 / totals[row];
+                    out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum * factor);
+                },
+            );
         }
     }
 }
@@ -276,9 +299,16 @@ impl Task for Finish<'_> {
         }
         let Linear { weight, bias } = &layer.output;
         weight.prepare::<MR>(rows);
-        weight.product::<S, MR>(simd, rows, 0..width, 0..width, |row, first, sums| {
-            add(&mut x[row * width + first..], sums, Some(&bias[first..]));
-        });
+        weight.product::<S, MR>(
+            simd,
+            rows,
+            0..width,
+            0..width,
+            #[inline(always)]
+            |row, first, sums| {
+                add(&mut x[row * width + first..], sums, Some(&bias[first..]));
+            },
+        );
         if layer.order == Order::After {
             normalise(x, width, &layer.first_norm, line);
         }
@@ -295,6 +325,7 @@ impl Task for Finish<'_> {
                 rows,
                 part.clone(),
                 0..width,
+                #[inline(always)]
                 |row, first, sums| {
                     line.clear();
                     let bias = &inner.bias[first..][..sums.len()];
@@ -304,10 +335,17 @@ impl Task for Finish<'_> {
                 },
             );
             outer.weight.prepare::<MR>(hidden);
-            outer.weight.product::<S, MR>(simd, hidden, 0..width, part, |row, first, sums| {
-                let bias = (start == 0).then(|| &outer.bias[first..]);
-                add(&mut x[row * width + first..], sums, bias);
-            });
+            outer.weight.product::<S, MR>(
+                simd,
+                hidden,
+                0..width,
+                part,
+                #[inline(always)]
+                |row, first, sums| {
+                    let bias = (start == 0).then(|| &outer.bias[first..]);
+                    add(&mut x[row * width + first..], sums, bias);
+                },
+            );
         }
         if layer.order == Order::After {
             normalise(x, width, &layer.second_norm, line);
