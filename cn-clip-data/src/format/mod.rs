@@ -112,9 +112,29 @@ fn parse<T: serde::de::DeserializeOwned>(line: &str, form: &str) -> Result<T, St
     if line.trim().is_empty() {
         return Err("is empty: remove the line".to_string());
     }
+    // Records would also be made of lists.
+    if !line.trim_start().starts_with('{') {
+        return Err(format!("is no JSON object: expected {form}"));
+    }
     serde_json::from_str(line).map_err(|error| {
         let error = error.to_string();
         let reason = error.split(" at line ").next().unwrap_or_default();
         format!("{reason}: expected {form}")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_an_object() {
+        let object = r#" {"text_id": 41, "text": "a", "image_ids": []}"#;
+        assert!(text_line(object).is_ok() && query_line(object).is_ok());
+        for list in [r#"[41, "a", []]"#, r#"[41, "a"]"#] {
+            for error in [text_line(list).map(|_| ()), query_line(list).map(|_| ())] {
+                assert!(error.unwrap_err().starts_with("is no JSON object: expected {"));
+            }
+        }
+    }
 }
