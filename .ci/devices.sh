@@ -32,10 +32,15 @@ for name in ["cpu", "ndarray", "wgpu:0"]:
 CHECK
 
 # A device without 16-bit floats says so.
+python3 - > target/tiny.json << 'CONFIG'
+import json
+print(json.dumps(json.load(open("tests/fixtures/train_run/meta.json"))["model_config"]))
+CONFIG
 if message=$(target/parity/cn-clip extract-features --device ndarray --precision bf16 \
-    --extract-text-feats --text-data tests/fixtures/dataset/valid_texts.jsonl \
-    --text-feat-output-path target/none.jsonl --resume tests/fixtures/tiny.safetensors 2>&1); then
+    --extract-text-feats --text-data tests/fixtures/dataset/valid_texts.jsonl --context-length 24 \
+    --text-feat-output-path target/none.jsonl --resume tests/fixtures/train_run/init_fp16.pt \
+    --vision-model target/tiny.json --text-model target/tiny.json 2>&1); then
     echo "bf16 on ndarray was not refused"
     exit 1
 fi
-grep -q "this device has only fp32" <<< "$message"
+grep "this device has only fp32" <<< "$message"
