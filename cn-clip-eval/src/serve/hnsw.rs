@@ -17,7 +17,6 @@ pub(super) struct Graph {
 impl Graph {
     /// Builds the graph on all cores.
     pub fn build(features: &Features) -> Result<Self, ServeError> {
-        let failed = |error: impl std::fmt::Display| ServeError::Index(error.to_string());
         let index = usearch::Index::new(&IndexOptions {
             dimensions: features.dim(),
             metric: MetricKind::IP,
@@ -55,6 +54,10 @@ impl Graph {
         found.sort_by(|a, b| b.score.total_cmp(&a.score).then(a.index.cmp(&b.index)));
         Ok(found)
     }
+}
+
+fn failed(error: impl std::fmt::Display) -> ServeError {
+    ServeError::Index(error.to_string())
 }
 
 /// In doubles, as exact search gives it.
