@@ -196,6 +196,11 @@ fn tile(rows: &[i16], panel: &[i16]) -> [[f32; COLUMNS]; ROWS] {
     if let Some(simd) = pulp::x86::V3::try_new() {
         return vectors::tile(simd, rows, panel);
     }
+    portable(rows, panel)
+}
+
+/// The same on every processor.
+fn portable(rows: &[i16], panel: &[i16]) -> [[f32; COLUMNS]; ROWS] {
     let mut totals = [[0.0; COLUMNS]; ROWS];
     let parts = rows.chunks(DEPTH / 2 * ROW_PAIR).zip(panel.chunks(DEPTH / 2 * PAIR));
     for (rows, panel) in parts {
@@ -322,6 +327,16 @@ mod tests {
                 let error = (f64::from(*found) - expected).abs();
                 assert!(error <= allowed, "{rows} {depth} {columns}: {found} {expected} {allowed}");
             }
+        }
+    }
+
+    #[test]
+    fn every_processor_adds_the_same() {
+        let value = |index: usize| ((index * 7919) % 8191) as i16 - 4095;
+        for pairs in [1, 64, 65, 200] {
+            let rows: Vec<i16> = (0..pairs * ROW_PAIR).map(value).collect();
+            let panel: Vec<i16> = (0..pairs * PAIR).map(|index| value(index + 5)).collect();
+            assert_eq!(tile(&rows, &panel), portable(&rows, &panel), "{pairs}");
         }
     }
 

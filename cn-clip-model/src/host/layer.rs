@@ -116,11 +116,9 @@ impl Task for Project<'_> {
         set_rows::<MR>(&mut rows.values, x, width, norm, line);
         let Linear { weight, bias } = &layer.projections;
         let columns = weight.columns();
-        weight.prepare::<MR>(rows);
-        weight.product::<S, MR>(
+        weight.multiply::<S, MR>(
             simd,
             rows,
-            0..columns,
             0..width,
             #[inline(always)]
             |row, first, sums| {
@@ -298,11 +296,9 @@ impl Task for Finish<'_> {
             }
         }
         let Linear { weight, bias } = &layer.output;
-        weight.prepare::<MR>(rows);
-        weight.product::<S, MR>(
+        weight.multiply::<S, MR>(
             simd,
             rows,
-            0..width,
             0..width,
             #[inline(always)]
             |row, first, sums| {
@@ -334,11 +330,9 @@ impl Task for Finish<'_> {
                     hidden.values.set::<MR>(row, first - start, line);
                 },
             );
-            outer.weight.prepare::<MR>(hidden);
-            outer.weight.product::<S, MR>(
+            outer.weight.multiply::<S, MR>(
                 simd,
                 hidden,
-                0..width,
                 part,
                 #[inline(always)]
                 |row, first, sums| {

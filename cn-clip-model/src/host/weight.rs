@@ -55,8 +55,22 @@ impl Weight {
         }
     }
 
-    /// Hands `each` the product of `rows` and a part of the weight (`columns`, whose ends lie
-    /// between tiles, and `depth`), a row of a tile at a time: row, first column, values.
+    /// Hands `each` the product of `rows`, whose values were set, and rows of the weight (`depth`), a
+    /// row of a tile at a time: row, first column, values.
+    #[inline(always)]
+    pub fn multiply<S: Simd, const MR: usize>(
+        &self,
+        simd: S,
+        rows: &mut Input,
+        depth: Range<usize>,
+        each: impl FnMut(usize, usize, &[f32]),
+    ) {
+        self.prepare::<MR>(rows);
+        self.product::<S, MR>(simd, rows, 0..self.columns(), depth, each);
+    }
+
+    /// The same of prepared rows and a part of the weight, also of `columns`, whose ends lie between
+    /// tiles.
     #[inline(always)]
     pub fn product<S: Simd, const MR: usize>(
         &self,
