@@ -9,8 +9,9 @@ pub enum Kind {
     Forward,
     /// Gradients.
     Gradient,
-    /// Gradients through batch norms that see five numbers, which make a thousandfold of rounding.
-    BatchGradient,
+    /// Gradients that make much of rounding: weights off by theirs move those of the recorded ResNet
+    /// by up to 7e-4 on one and the same device, those of the ViT by 1e-5.
+    RoughGradient,
     /// Parameters after steps of the optimizer.
     Parameters,
     /// Rankings, whose order is exact on every device.
@@ -24,7 +25,7 @@ pub enum Kind {
 /// |---|---|---|---|---|
 /// | features, layers, losses | 1e-4 | 5e-3 | 5e-3 | 3e-2 |
 /// | gradients | 1e-3 | 2e-2 | 2e-2 | 1e-1 |
-/// | the same through batch norms of a batch, not on `cpu` | 5e-3 | 2e-2 | - | - |
+/// | rough gradients, not on `cpu` | 2e-3 | 2e-2 | 2e-2 | 1e-1 |
 /// | parameters after AdamW | 1e-4 | 1e-3 | - | - |
 /// | rankings | 0 | 0 | 0 | 0 |
 ///
@@ -37,8 +38,8 @@ pub fn tolerance(kind: Kind, precision: Precision, device: DeviceKind) -> f32 {
         (Kind::Forward, Precision::Fp32) => 1e-4,
         (Kind::Forward, Precision::Fp16 | Precision::Int16) => 5e-3,
         (Kind::Forward, Precision::Bf16) => 3e-2,
-        (Kind::BatchGradient, Precision::Fp32) if !tf32 && device != DeviceKind::Cpu => 5e-3,
-        (Kind::BatchGradient, _) => tolerance(Kind::Gradient, precision, device),
+        (Kind::RoughGradient, Precision::Fp32) if !tf32 && device != DeviceKind::Cpu => 2e-3,
+        (Kind::RoughGradient, _) => tolerance(Kind::Gradient, precision, device),
         (Kind::Gradient, Precision::Fp32) if tf32 => 2e-2,
         (Kind::Gradient, Precision::Fp32) => 1e-3,
         (Kind::Gradient, Precision::Fp16 | Precision::Int16) => 2e-2,
