@@ -80,13 +80,21 @@ fn stopped_by_a_signal() {
 #[test]
 fn killed() {
     let directory = tempfile::tempdir().unwrap();
-    succeed(arguments(directory.path(), "whole"));
-    let args = arguments(directory.path(), "killed");
-    // Twice, in different places.
-    for step in [4, 9] {
-        let (status, _) = interrupted(&args, step, "-KILL");
-        assert_eq!(status.code(), None);
+    for (kind, devices) in [("one", "--device=cpu"), ("two", "--devices=cpu,cpu")] {
+        let (whole, killed) = (format!("{kind}-whole"), format!("{kind}-killed"));
+        let arguments = |name: &str| {
+            let mut args = arguments(directory.path(), name);
+            args.push(devices.to_string());
+            args
+        };
+        succeed(arguments(&whole));
+        let args = arguments(&killed);
+        // Twice, in different places.
+        for step in [4, 9] {
+            let (status, _) = interrupted(&args, step, "-KILL");
+            assert_eq!(status.code(), None);
+        }
+        succeed(&args);
+        check_same(directory.path(), &whole, &killed);
     }
-    succeed(&args);
-    check_same(directory.path(), "whole", "killed");
 }

@@ -122,6 +122,31 @@ fn searches_and_ends_when_asked_to() {
     }
 }
 
+#[cfg(feature = "hnsw")]
+#[test]
+fn hnsw_finds_what_exact_search_finds() {
+    let dir = tempfile::tempdir().unwrap();
+    let found = ["--index=exact", "--index=hnsw"].map(|index| {
+        let args = arguments(dir.path(), &[index, "--context-length=24"]);
+        let server = Server::start(env!("CARGO_BIN_EXE_cn-clip"), &args);
+        let query = r#"{"text": "草地上足球Nike", "k": 5}"#;
+        let (status, found) = server.send("POST /v1/search", query);
+        let (_, health) = server.send("GET /healthz", "");
+        assert_eq!((status, &health["index"]), (200, &index["--index=".len()..].into()));
+        server.stop("-TERM");
+        found["results"][0].clone()
+    });
+    let [exact, hnsw] = found.map(|results| {
+        let hit = |hit: &serde_json::Value| (hit["id"].clone(), hit["score"].as_f64().unwrap());
+        results.as_array().unwrap().iter().map(hit).collect::<Vec<_>>()
+    });
+    assert!(exact.len() > 1 && exact.len() == hnsw.len(), "{exact:?} {hnsw:?}");
+    for (exact, hnsw) in exact.iter().zip(&hnsw) {
+        assert_eq!(exact.0, hnsw.0);
+        assert!((exact.1 - hnsw.1).abs() < 1e-6, "{exact:?} {hnsw:?}");
+    }
+}
+
 #[test]
 fn the_demonstration_ends_with_a_command_that_works() {
     let dir = tempfile::tempdir().unwrap();

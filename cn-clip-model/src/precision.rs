@@ -64,6 +64,11 @@ impl Precision {
         all.filter(|precision| precision.is_supported(device)).collect()
     }
 
+    /// Names of those a device can compute in.
+    pub fn supported_names(device: &Device) -> Vec<String> {
+        Self::supported(device).iter().map(Self::to_string).collect()
+    }
+
     /// The fastest that is safe for training on a device: on a graphics processor bf16 where it has
     /// it, else fp16; on an ordinary processor, where neither is faster, fp32.
     pub fn automatic(device: &Device, host: bool) -> Self {
@@ -160,7 +165,7 @@ pub(crate) fn beside<const D: usize, const E: usize>(x: Tensor<D>, other: &Tenso
 }
 
 /// The values of a tensor.
-pub(crate) fn without_graph<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+pub fn without_graph<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     if x.is_autodiff() { x.inner() } else { x }
 }
 
@@ -181,10 +186,7 @@ pub(crate) fn in_fp32<const D: usize>(
 }
 
 /// `x` in the type of `other`.
-pub(crate) fn as_type_of<const D: usize, const E: usize>(
-    x: Tensor<D>,
-    other: &Tensor<E>,
-) -> Tensor<D> {
+pub fn as_type_of<const D: usize, const E: usize>(x: Tensor<D>, other: &Tensor<E>) -> Tensor<D> {
     match x.dtype() == other.dtype() {
         true => x,
         false => x.cast(FloatDType::from(other.dtype())),

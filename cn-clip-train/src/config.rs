@@ -89,7 +89,7 @@ pub struct TrainConfig {
     pub unlocked_vision_blocks: usize,
     /// Last blocks of a frozen text tower that are trained all the same, with what follows them.
     pub unlocked_text_blocks: usize,
-    /// Normalise batch norms over all ranks, which is only possible where that is one.
+    /// Normalise the batch norms of a ResNet over the same micro-batch of all ranks.
     pub use_bn_sync: bool,
     /// Keep only the inputs of blocks and run each again in the backward pass.
     pub grad_checkpointing: bool,
@@ -322,6 +322,7 @@ impl TrainConfig {
             vision: training(self.freeze_vision, self.unlocked_vision_blocks),
             text: training(self.freeze_text, self.unlocked_text_blocks),
             checkpointing: self.grad_checkpointing,
+            sync_norm: self.use_bn_sync,
             precision: self.precision.unwrap_or_default(),
             loss_scale: None,
             // Checkpointing saves memory, and two towers at once have two blocks in it.

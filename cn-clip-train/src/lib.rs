@@ -20,6 +20,7 @@ mod run;
 pub mod schedule;
 mod state;
 pub mod step;
+mod sync_norm;
 mod tensorboard;
 mod tower;
 mod trainer;

@@ -11,7 +11,7 @@ use burn::{
     tensor::{Device, Int, Tensor, TensorData},
 };
 use cn_clip_data::loader::Batch;
-use cn_clip_model::{Clip, Pass, Precision, SampleRng, token_tensor};
+use cn_clip_model::{Clip, ImageTower, Pass, Precision, SampleRng, token_tensor};
 
 use crate::{
     TrainError,
@@ -20,6 +20,7 @@ use crate::{
     distill::{Teacher, distill},
     loss::{Gathered, tile_columns},
     reduce::{average_statistics, gather_rows, sum_gradients, widen},
+    sync_norm::SyncNorm,
     tower::{Activations, Tower, surrogate},
 };
 
@@ -50,6 +51,9 @@ pub struct StepOptions {
     /// Whether only the inputs of blocks are kept, and each block is run again in the backward pass:
     /// less memory for one more forward pass.
     pub checkpointing: bool,
+    /// Whether batch norms of a ResNet are over the same micro-batch of all ranks. Its image tower
+    /// is checkpointed then.
+    pub sync_norm: bool,
     /// Numbers that the towers compute with; the loss, the parameters and their gradients are
     /// 32-bit floats.
     pub precision: Precision,
@@ -127,20 +131,31 @@ impl Step<'_> {
         // Its parameters have the identities of those of the model.
         let copy = options.precision.copy(model);
         let single = batches.len() == 1;
-        let encoder = Encoder { model: &copy, plain: &copy.valid(), options, single };
+        let resnet = matches!(model.visual, ImageTower::ResNet(_));
+        let sync = options.sync_norm && resnet && communicator.world_size() > 1;
+        let sync = sync.then(|| SyncNorm::new(communicator));
+        let plain = &copy.valid();
+        let encoder = Encoder { model: &copy, plain, options, single, sync: sync.is_some() };
         let (encoded, kept): (Vec<_>, Vec<_>) = batches
             .iter()
             .zip(&streams)
             .map(|(batch, rng)| {
-                let (image, text) = both(
-                    options.concurrent_towers,
-                    || encoder.encode(Side::Image, batch, rng),
-                    || encoder.encode(Side::Text, batch, rng),
-                );
+                let text = || encoder.encode(Side::Text, batch, rng, None);
+                let (image, text) = match &sync {
+                    // Ranks exchange norms in one order, from the thread that may.
+                    Some(_) => (encoder.encode(Side::Image, batch, rng, sync.as_ref()), text()),
+                    None => both(
+                        options.concurrent_towers,
+                        || encoder.encode(Side::Image, batch, rng, None),
+                        text,
+                    ),
+                };
                 ((image.0, text.0), (image.1, text.1))
             })
             .unzip();
-        model.adopt_statistics(if encoder.keeps_graph() { &copy } else { encoder.plain });
+        sync.as_ref().map_or(Ok(()), SyncNorm::check)?;
+        let seen = if encoder.keeps_graph(Side::Image) { &copy } else { encoder.plain };
+        model.adopt_statistics(seen);
         let (image, text): (Vec<_>, Vec<_>) = encoded.into_iter().unzip();
         let (image, text) = (Tensor::cat(image, 0), Tensor::cat(text, 0));
         let count = image.dims()[0];
@@ -168,11 +183,15 @@ impl Step<'_> {
                 let part = gradient.clone().slice_dim(0, range.clone());
                 if upscale == 1.0 { part } else { part * upscale }
             };
-            let (image, text) = both(
-                options.concurrent_towers,
-                || encoder.backward(Side::Image, batch, rng, image, part(&gradient.image)),
-                || encoder.backward(Side::Text, batch, rng, text, part(&gradient.text)),
-            );
+            let image = |sync| {
+                encoder.backward(Side::Image, batch, rng, image, part(&gradient.image), sync)
+            };
+            let text =
+                || encoder.backward(Side::Text, batch, rng, text, part(&gradient.text), None);
+            let (image, text) = match &sync {
+                Some(_) => (image(sync.as_ref()), text()),
+                None => both(options.concurrent_towers, || image(None), text),
+            };
             for part in image.into_iter().chain(text) {
                 let part = match options.precision {
                     Precision::Fp32 => part,
@@ -181,6 +200,7 @@ impl Step<'_> {
                 accumulator.accumulate(model, part);
             }
         }
+        sync.as_ref().map_or(Ok(()), SyncNorm::check)?;
         let mut gradients = accumulator.grads();
         gradients.register(model.logit_scale.id, gradient.logit_scale);
         let gradients = sum_gradients(model, gradients, communicator)?;
@@ -257,12 +277,19 @@ struct Encoder<'a> {
     options: StepOptions,
     /// Whether there is only one micro-batch, of which everything can be kept.
     single: bool,
+    /// Whether batch norms are those of all ranks.
+    sync: bool,
 }
 
 impl<'a> Encoder<'a> {
     /// Whether the first pass is that of the model itself, with its graph.
-    fn keeps_graph(&self) -> bool {
-        self.single && !self.options.checkpointing
+    fn keeps_graph(&self, side: Side) -> bool {
+        self.single && !self.checkpoints(side)
+    }
+
+    /// Whether the backward pass goes block by block.
+    fn checkpoints(&self, side: Side) -> bool {
+        self.options.checkpointing || self.sync && matches!(side, Side::Image)
     }
 
     /// What of a tower is trained.
@@ -281,13 +308,14 @@ impl<'a> Encoder<'a> {
         batch: &MicroBatch,
         rng: &'a SampleRng,
         pass: Pass<'a>,
+        sync: Option<&'a SyncNorm<'a>>,
     ) -> Tower<'a> {
         let whole = |model: &'a Clip, pass: Pass<'a>| {
             let device = model.device();
             match side {
                 Side::Image => {
                     let keep = model.keep_patches(self.options.mask_ratio, rng, &device);
-                    Tower::image(model, batch.pixels(&device), keep, pass)
+                    Tower::image(model, batch.pixels(&device), keep, pass, sync)
                 }
                 Side::Text => Tower::text(model, batch.tokens(&device), pass),
             }
@@ -301,14 +329,20 @@ impl<'a> Encoder<'a> {
     }
 
     /// Normalised features without a graph, and what is kept for the backward pass.
-    fn encode(&self, side: Side, batch: &MicroBatch, rng: &'a SampleRng) -> (Tensor<2>, Kept) {
-        let tower = |model, pass| self.tower(side, model, batch, rng, pass);
+    fn encode(
+        &self,
+        side: Side,
+        batch: &MicroBatch,
+        rng: &'a SampleRng,
+        sync: Option<&'a SyncNorm<'a>>,
+    ) -> (Tensor<2>, Kept) {
+        let tower = |model, pass| self.tower(side, model, batch, rng, pass, sync);
         if self.training(side) == Training::Frozen {
             return (tower(self.plain, Pass::Eval).features(), Kept::Frozen);
         }
         let pass = Pass::Train { rng, update_statistics: true };
         match self.single {
-            true if self.keeps_graph() => {
+            true if self.keeps_graph(side) => {
                 let features = tower(self.model, pass).features();
                 (features.clone().inner(), Kept::Graph(features))
             }
@@ -328,13 +362,14 @@ impl<'a> Encoder<'a> {
         rng: &'a SampleRng,
         kept: Kept,
         gradient: Tensor<2>,
+        sync: Option<&'a SyncNorm<'a>>,
     ) -> Vec<GradientsParams> {
         let pass = Pass::Train { rng, update_statistics: false };
-        let tower = |model| self.tower(side, model, batch, rng, pass);
+        let tower = |model| self.tower(side, model, batch, rng, pass, sync);
         let activations = match kept {
             Kept::Frozen => return Vec::new(),
             Kept::Graph(features) => return vec![self.whole(features, gradient)],
-            Kept::Nothing if !self.options.checkpointing => {
+            Kept::Nothing if !self.checkpoints(side) => {
                 let features = tower(self.model).features();
                 return vec![self.whole(features, gradient)];
             }

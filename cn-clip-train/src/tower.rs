@@ -14,6 +14,8 @@ use cn_clip_model::{
     vision::{resnet::ModifiedResNet, vit::VisionTransformer},
 };
 
+use crate::sync_norm::SyncNorm;
+
 /// A tower and its input.
 pub enum Tower<'a> {
     /// Vision transformer.
@@ -35,16 +37,21 @@ pub enum Activations {
 
 impl<'a> Tower<'a> {
     /// The image tower of `model` on pixels `[batch, 3, R, R]`; `keep` are the patches that FLIP
-    /// keeps.
+    /// keeps. With `sync` batch norms in training are those of all ranks: such a tower is
+    /// checkpointed.
     pub fn image(
         model: &'a Clip,
         pixels: Tensor<4>,
         keep: Option<Tensor<2, Int>>,
         pass: Pass<'a>,
+        sync: Option<&'a SyncNorm<'a>>,
     ) -> Self {
         match &model.visual {
             ImageTower::Vit(tower) => Self::Vit(Vit { tower, pixels, keep, start: None }),
-            ImageTower::ResNet(tower) => Self::ResNet(ResNet { tower, pixels, pass, start: None }),
+            ImageTower::ResNet(tower) => {
+                let sync = sync.filter(|_| matches!(pass, Pass::Train { .. }));
+                Self::ResNet(ResNet { tower, pixels, pass, sync, start: None })
+            }
         }
     }
 
@@ -157,6 +164,22 @@ trait Blocks<const D: usize> {
     /// Un-normalised features from the output of the last block.
     fn last(&self, x: Tensor<D>) -> Tensor<2>;
 
+    /// Gradient of the input of a block by that of its output.
+    fn block_backward(
+        &self,
+        index: usize,
+        input: Tensor<D>,
+        gradient: Tensor<D>,
+        collect: &mut dyn FnMut(Gradients),
+    ) -> Option<Tensor<D>> {
+        through(input, gradient, |x| self.block(index, x), collect)
+    }
+
+    /// Takes the gradient of the input of the first block further back.
+    fn first_backward(&self, gradient: Tensor<D>, collect: &mut dyn FnMut(Gradients)) {
+        collect(surrogate(self.first(), gradient).backward());
+    }
+
     /// Normalised features; `see` is shown every [`Activations`] on the way.
     fn run(&self, mut see: impl FnMut(&Tensor<D>)) -> Tensor<2> {
         let (skipped, mut x) = self.start().unwrap_or_else(|| (0, self.first()));
@@ -185,16 +208,16 @@ trait Blocks<const D: usize> {
         let skipped = start.as_ref().map_or(0, |(blocks, _)| *blocks);
         for index in (skipped..self.count()).rev() {
             let (Some(input), Some(output)) = (inputs.pop(), gradient) else { return };
-            gradient = through(input, output, |x| self.block(index, x), collect);
+            gradient = self.block_backward(index, input, output, collect);
         }
         if let (Some(gradient), None) = (gradient, start) {
-            collect(surrogate(self.first(), gradient).backward());
+            self.first_backward(gradient, collect);
         }
     }
 }
 
 /// Runs `block` with a graph and takes the gradient of its output back to its input.
-fn through<const I: usize, const O: usize>(
+pub fn through<const I: usize, const O: usize>(
     input: Tensor<I>,
     gradient: Tensor<O>,
     block: impl FnOnce(Tensor<I>) -> Tensor<O>,
@@ -248,12 +271,16 @@ pub struct ResNet<'a> {
     tower: &'a ModifiedResNet,
     pixels: Tensor<4>,
     pass: Pass<'a>,
+    sync: Option<&'a SyncNorm<'a>>,
     start: Option<(usize, Tensor<4>)>,
 }
 
 impl Blocks<4> for ResNet<'_> {
     fn first(&self) -> Tensor<4> {
-        self.tower.stem(self.pixels.clone(), self.pass)
+        match self.sync {
+            Some(sync) => sync.stem(self.tower, self.pixels.clone(), self.pass).1,
+            None => self.tower.stem(self.pixels.clone(), self.pass),
+        }
     }
 
     fn start(&self) -> Option<(usize, Tensor<4>)> {
@@ -265,11 +292,46 @@ impl Blocks<4> for ResNet<'_> {
     }
 
     fn block(&self, index: usize, x: Tensor<4>) -> Tensor<4> {
-        ModifiedResNet::stage(self.tower.stages()[index], x, self.pass)
+        let blocks = self.tower.stages()[index];
+        match self.sync {
+            Some(sync) => blocks.iter().fold(x, |x, block| sync.block(block, x, self.pass).1),
+            None => ModifiedResNet::stage(blocks, x, self.pass),
+        }
     }
 
     fn last(&self, x: Tensor<4>) -> Tensor<2> {
         self.tower.attnpool.forward(x)
+    }
+
+    fn block_backward(
+        &self,
+        index: usize,
+        input: Tensor<4>,
+        gradient: Tensor<4>,
+        collect: &mut dyn FnMut(Gradients),
+    ) -> Option<Tensor<4>> {
+        let Some(sync) = self.sync else {
+            return through(input, gradient, |x| self.block(index, x), collect);
+        };
+        let mut x = input;
+        let mut passed = Vec::new();
+        for block in self.tower.stages()[index] {
+            let (block, y) = sync.block(block, x, self.pass);
+            passed.push(block);
+            x = y;
+        }
+        let back = |gradient: Option<_>, block| sync.block_backward(block, gradient?, collect);
+        passed.into_iter().rev().fold(Some(gradient), back)
+    }
+
+    fn first_backward(&self, gradient: Tensor<4>, collect: &mut dyn FnMut(Gradients)) {
+        match self.sync {
+            Some(sync) => {
+                let (stem, _) = sync.stem(self.tower, self.pixels.clone(), self.pass);
+                sync.stem_backward(stem, gradient, collect);
+            }
+            None => collect(surrogate(self.first(), gradient).backward()),
+        }
     }
 }
 

@@ -110,13 +110,6 @@ pub fn train(
              leave the flag out"
         )));
     }
-    if config.use_bn_sync && world > 1 && matches!(model.visual, ImageTower::ResNet(_)) {
-        return Err(TrainError::Config(
-            "--use-bn-sync: batch norm over several ranks is not there yet; without the flag each \
-             rank normalises its own micro-batches, so raise --batch-size instead"
-                .to_string(),
-        ));
-    }
     if let (ImageTower::Vit(tower), true) = (&model.visual, config.mask_ratio > 0.0)
         && kept_patches(tower.patches(), config.mask_ratio) == 0
     {

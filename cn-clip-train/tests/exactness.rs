@@ -5,19 +5,15 @@
 #[path = "support/steps.rs"]
 mod steps;
 
-use burn::{
-    module::{Module, ModuleVisitor, Param},
-    tensor::Tensor,
-};
 use cn_clip_model::{
     Clip,
-    checkpoint::{AdamWSettings, SaveOptimizer, parameters},
+    checkpoint::{AdamWSettings, SaveOptimizer},
 };
 use cn_clip_train::{
     optimizer::{AdamW, DecayGroups, gradient_norm},
     step::{StepOptions, Training},
 };
-use steps::{gradients, model, run, worst};
+use steps::{gradients, model, run, running_statistics, worst};
 
 #[test]
 fn micro_batches_and_checkpointing_do_not_change_the_gradient() {
@@ -59,24 +55,6 @@ fn a_resnet_normalises_each_micro_batch_and_checkpointing_changes_nothing() {
         };
         assert_eq!(statistics(&checkpointed), statistics(&plain));
     }
-}
-
-fn running_statistics(model: &Clip) -> Vec<f32> {
-    struct Reader(Vec<(burn::module::ParamId, Vec<f32>)>);
-    impl ModuleVisitor for Reader {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            self.0.push((param.id, param.val().into_data().try_into_vec().unwrap()));
-        }
-    }
-    let mut reader = Reader(Vec::new());
-    model.visit(&mut reader);
-    let buffers: Vec<_> =
-        parameters(model).into_iter().filter(|spec| spec.buffer).map(|spec| spec.id).collect();
-    assert!(!buffers.is_empty());
-    let values = buffers.iter().filter_map(|id| {
-        reader.0.iter().find(|(found, _)| found == id).map(|(_, values)| values.clone())
-    });
-    values.flatten().collect()
 }
 
 #[test]

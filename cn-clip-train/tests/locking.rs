@@ -38,6 +38,7 @@ const PARTIAL: StepOptions = StepOptions {
     precision: Precision::Fp32,
     loss_scale: None,
     concurrent_towers: false,
+    sync_norm: false,
 };
 
 fn values(model: &Clip) -> HashMap<String, Vec<f32>> {

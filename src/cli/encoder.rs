@@ -34,9 +34,8 @@ impl PrecisionArg {
     pub fn apply(&self, model: Clip) -> anyhow::Result<Clip> {
         let device = model.device();
         if !self.precision.is_supported(&device) {
-            let known: Vec<_> =
-                Precision::supported(&device).iter().map(ToString::to_string).collect();
-            bail!("--precision {self}: this device has only {}", known.join(", "));
+            let known = Precision::supported_names(&device).join(", ");
+            bail!("--precision {self}: this device has only {known}");
         }
         match self.precision {
             Precision::Fp32 => Ok(model),

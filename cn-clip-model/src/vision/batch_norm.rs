@@ -17,7 +17,8 @@ use crate::{
     precision::{beside, in_fp32, without_graph},
 };
 
-const EPSILON: f64 = 1e-5;
+/// What is added to variances.
+pub const EPSILON: f64 = 1e-5;
 const MOMENTUM: f64 = 0.1;
 
 /// Batch normalisation over `[batch, channels, height, width]`.
@@ -61,13 +62,25 @@ impl BatchNorm2d {
         let [batch, _, height, width] = x.dims();
         let result = batch_norm_train(x, self.gamma.val(), self.beta.val(), EPSILON);
         if update_statistics {
-            let count = (batch * height * width) as f64;
-            let unbiased = result.variance.detach() * (count / (count - 1.0).max(1.0));
-            average(&self.running_mean, result.mean.detach());
-            average(&self.running_var, unbiased);
-            move_to(&self.num_batches_tracked, self.num_batches_tracked.value_sync() + 1.0);
+            let moments = [result.mean.detach(), result.variance.detach()];
+            self.move_averages(moments, batch * height * width);
         }
         result.output
+    }
+
+    /// Normalises by a mean and a biased variance `[channels]`, without a graph.
+    pub fn normalise_by(&self, x: Tensor<4>, [mean, variance]: [Tensor<1>; 2]) -> Tensor<4> {
+        let (gamma, beta) = (without_graph(self.gamma.val()), without_graph(self.beta.val()));
+        batch_norm(x, gamma, beta, mean, variance, EPSILON)
+    }
+
+    /// Moves the running averages towards the mean and the biased variance of a batch, in which each
+    /// channel has `count` values.
+    pub fn move_averages(&self, [mean, variance]: [Tensor<1>; 2], count: usize) {
+        let count = count as f64;
+        average(&self.running_mean, mean);
+        average(&self.running_var, variance * (count / (count - 1.0).max(1.0)));
+        move_to(&self.num_batches_tracked, self.num_batches_tracked.value_sync() + 1.0);
     }
 
     /// Running mean and variance.

@@ -102,18 +102,34 @@ impl Bottleneck {
 
     fn norms(&self) -> impl Iterator<Item = &BatchNorm2d> {
         let shortcut = self.downsample.as_ref().map(|downsample| &downsample.norm);
-        [&self.bn1, &self.bn2, &self.bn3].into_iter().chain(shortcut)
+        self.branch().into_iter().chain(shortcut)
+    }
+
+    /// What is between a norm of the residual branch and the one before it, or the input.
+    pub fn convolve(&self, norm: usize, x: Tensor<4>) -> Tensor<4> {
+        match norm {
+            0 => self.conv1.forward(x),
+            1 => self.conv2.forward(relu(x)),
+            _ => self.conv3.forward(average_pool(relu(x), self.stride)),
+        }
+    }
+
+    /// Norms of the residual branch.
+    pub fn branch(&self) -> [&BatchNorm2d; 3] {
+        [&self.bn1, &self.bn2, &self.bn3]
+    }
+
+    /// What is between the input and the norm of a shortcut that changes shape.
+    pub fn convolve_shortcut(&self, shortcut: &Downsample, x: Tensor<4>) -> Tensor<4> {
+        shortcut.conv.forward(average_pool(x, self.stride))
     }
 
     fn forward(&self, x: Tensor<4>, pass: Pass<'_>) -> Tensor<4> {
-        let y = relu(self.bn1.forward(self.conv1.forward(x.clone()), pass));
-        let y = relu(self.bn2.forward(self.conv2.forward(y), pass));
-        let y = average_pool(y, self.stride);
-        let y = self.bn3.forward(self.conv3.forward(y), pass);
+        let norms = self.branch().into_iter().enumerate();
+        let y =
+            norms.fold(x.clone(), |x, (index, norm)| norm.forward(self.convolve(index, x), pass));
         let shortcut = match &self.downsample {
-            Some(Downsample { conv, norm }) => {
-                norm.forward(conv.forward(average_pool(x, self.stride)), pass)
-            }
+            Some(shortcut) => shortcut.norm.forward(self.convolve_shortcut(shortcut, x), pass),
             None => x,
         };
         relu(y + shortcut)
@@ -186,11 +202,29 @@ impl ModifiedResNet {
 
     /// Pixels `[batch, 3, R, R]` to `[batch, width, R / 4, R / 4]`.
     pub fn stem(&self, pixels: Tensor<4>, pass: Pass<'_>) -> Tensor<4> {
-        let pixels = as_type_of(pixels, &self.conv1.weight.val());
-        let x = relu(self.bn1.forward(self.conv1.forward(pixels), pass));
-        let x = relu(self.bn2.forward(self.conv2.forward(x), pass));
-        let x = relu(self.bn3.forward(self.conv3.forward(x), pass));
-        average_pool(x, 2)
+        let norms = self.stem_norms().into_iter().enumerate();
+        let x =
+            norms.fold(pixels, |x, (index, norm)| norm.forward(self.convolve_stem(index, x), pass));
+        Self::end_of_stem(x)
+    }
+
+    /// What is between a norm of the stem and the one before it, or the pixels.
+    pub fn convolve_stem(&self, norm: usize, x: Tensor<4>) -> Tensor<4> {
+        match norm {
+            0 => self.conv1.forward(as_type_of(x, &self.conv1.weight.val())),
+            1 => self.conv2.forward(relu(x)),
+            _ => self.conv3.forward(relu(x)),
+        }
+    }
+
+    /// Norms of the stem.
+    pub fn stem_norms(&self) -> [&BatchNorm2d; 3] {
+        [&self.bn1, &self.bn2, &self.bn3]
+    }
+
+    /// What follows the last norm of the stem.
+    pub fn end_of_stem(x: Tensor<4>) -> Tensor<4> {
+        average_pool(relu(x), 2)
     }
 
     /// Takes over the running averages of a copy of this tower.
@@ -216,7 +250,7 @@ impl ModifiedResNet {
 
     fn norms(&self) -> impl Iterator<Item = &BatchNorm2d> {
         let blocks = self.stages().into_iter().flatten().flat_map(Bottleneck::norms);
-        [&self.bn1, &self.bn2, &self.bn3].into_iter().chain(blocks)
+        self.stem_norms().into_iter().chain(blocks)
     }
 
     /// The four stages in order.

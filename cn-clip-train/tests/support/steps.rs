@@ -22,6 +22,11 @@ const TOKENS: usize = 12;
 
 /// Three text layers; image blocks, or stages of a ResNet, as given.
 pub fn model(layers: serde_json::Value, dropout: f64) -> Clip {
+    model_of(layers, dropout, 3)
+}
+
+/// The same with a seed of its initial weights.
+pub fn model_of(layers: serde_json::Value, dropout: f64, seed: u64) -> Clip {
     let resnet = layers.is_array();
     let config: ClipConfig = serde_json::from_value(serde_json::json!({
         "embed_dim": 16,
@@ -43,7 +48,7 @@ pub fn model(layers: serde_json::Value, dropout: f64) -> Clip {
         "text_type_vocab_size": 2,
     }))
     .unwrap();
-    Clip::init(&config, &Device::default().autodiff(), 3)
+    Clip::init(&config, &Device::default().autodiff(), seed)
 }
 
 fn pairs(from: usize, to: usize) -> MicroBatch {
@@ -114,4 +119,23 @@ pub fn worst(ours: &HashMap<String, Vec<f32>>, expected: &HashMap<String, Vec<f3
 
 pub fn run(model: &Clip, parts: usize, options: StepOptions) -> StepOutput {
     Step::local(options, 5).run(model, &cut(parts), 9).unwrap()
+}
+
+/// Running means and variances of all batch norms.
+pub fn running_statistics(model: &Clip) -> Vec<f32> {
+    struct Reader(Vec<(ParamId, Vec<f32>)>);
+    impl ModuleVisitor for Reader {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.0.push((param.id, param.val().into_data().try_into_vec().unwrap()));
+        }
+    }
+    let mut reader = Reader(Vec::new());
+    model.visit(&mut reader);
+    let buffers: Vec<_> =
+        parameters(model).into_iter().filter(|spec| spec.buffer).map(|spec| spec.id).collect();
+    assert!(!buffers.is_empty());
+    let values = buffers.iter().filter_map(|id| {
+        reader.0.iter().find(|(found, _)| found == id).map(|(_, values)| values.clone())
+    });
+    values.flatten().collect()
 }

@@ -33,7 +33,7 @@ pub fn run(spec: DeviceSpec) -> anyhow::Result<Report> {
         device: spec.to_string(),
         name,
         memory_bytes,
-        dtypes: Precision::supported(&device).iter().map(ToString::to_string).collect(),
+        dtypes: Precision::supported_names(&device),
         pictures_per_second: Some((passes * BATCH) as f64 / seconds),
         first_pass_seconds: Some(first_pass.as_secs_f64()),
         error: Some(error(&found, &expected)),

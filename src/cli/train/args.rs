@@ -91,6 +91,10 @@ pub struct TrainArgs {
     /// more time
     #[arg(long, alias = "grad_checkpointing", help_heading = "Model")]
     pub grad_checkpointing: bool,
+    /// Batch norms of a ResNet over the same micro-batch of all ranks; its image tower is
+    /// checkpointed then
+    #[arg(long, alias = "use_bn_sync", help_heading = "Model")]
+    pub use_bn_sync: bool,
 
     /// Image tower whose features the image tower follows, with its weights from
     /// --teacher-checkpoint or, for a published name, from the cache folder
@@ -257,10 +261,6 @@ pub struct TrainArgs {
     #[arg(long, alias = "reset_data_offset", help_heading = "Logging and saving")]
     pub reset_data_offset: bool,
 
-    /// Accepted for the Python program's scripts where it changes nothing: with a ViT, and with a
-    /// ResNet on one device
-    #[arg(long, alias = "use_bn_sync", help_heading = "Compatibility")]
-    pub use_bn_sync: bool,
     /// Accepted for the Python program's scripts: attention is fused wherever the device can
     #[arg(long, alias = "use_flash_attention", help_heading = "Compatibility")]
     pub use_flash_attention: bool,
