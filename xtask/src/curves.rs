@@ -34,6 +34,12 @@ pub struct CurvesArgs {
     /// Rows of the largest data set
     #[arg(long, default_value_t = 1_000_000)]
     largest_rows: usize,
+    /// A `cn-clip` built with the feature `mpi`, of which 1, 2, … ranks train by `mpirun`
+    #[arg(long, value_name = "PROGRAM")]
+    mpi: Option<PathBuf>,
+    /// Most ranks of it
+    #[arg(long, default_value_t = 2)]
+    most_ranks: usize,
     /// Directory of curves.json and the plots
     #[arg(long, default_value = "docs/performance", value_name = "DIR")]
     output: PathBuf,
@@ -43,7 +49,7 @@ pub struct CurvesArgs {
 #[derive(Debug, Serialize)]
 struct Point {
     what: &'static str,
-    /// Batch or rows.
+    /// Batch, rows or ranks.
     size: usize,
     seconds: f64,
     peak_mib: f64,
@@ -54,12 +60,14 @@ struct Curves {
     machine: Machine,
     batch: Vec<Point>,
     rows: Vec<Point>,
+    ranks: Vec<Point>,
 }
 
 /// Measures and draws.
 pub fn run(args: &CurvesArgs) -> anyhow::Result<()> {
     release::again()?;
-    let mut curves = Curves { machine: Machine::here(), batch: Vec::new(), rows: Vec::new() };
+    let machine = Machine::here();
+    let mut curves = Curves { machine, batch: Vec::new(), rows: Vec::new(), ranks: Vec::new() };
     println!("{}", curves.machine.line());
     println!(
         "{:<14} {:>9} {:>10} {:>12} {:>10}",
@@ -69,17 +77,28 @@ pub fn run(args: &CurvesArgs) -> anyhow::Result<()> {
         std::iter::successors(Some(first), move |size| Some(size * factor))
             .take_while(move |size| *size <= last)
     };
-    for what in ["encode-image", "encode-text", "train-step"] {
+    for (what, case, flag) in [
+        ("encode-image", "encode-image", None),
+        ("encode-text", "encode-text", None),
+        ("train-step", "train-step", None),
+        ("checkpointed", "train-step", Some("--grad-checkpointing")),
+    ] {
         for batch in sizes(1, 2, args.largest_batch) {
             let rounds = if batch <= 8 { 3 } else { 1 };
-            let flags = [format!("--batch={batch}"), format!("--rounds={rounds}")];
-            curves.batch.push(point(what, batch, &bench(what, &flags)?));
+            let mut flags = vec![format!("--batch={batch}"), format!("--rounds={rounds}")];
+            flags.extend(flag.map(str::to_string));
+            curves.batch.push(point(what, batch, &bench(case, &flags)?));
         }
     }
     for rows in sizes(1_000, 10, args.largest_rows) {
         curves.rows.extend(data_set(rows)?);
         let measured = bench("top-k", &[format!("--pairs={rows}"), "--rounds=1".to_string()])?;
         curves.rows.push(point("top-k", rows, &measured));
+    }
+    if let Some(program) = &args.mpi {
+        for ranks in sizes(1, 2, args.most_ranks) {
+            curves.ranks.push(ranks_step(program, ranks)?);
+        }
     }
     draw(&curves, &args.output)
 }
@@ -100,6 +119,47 @@ fn bench(case: &str, flags: &[String]) -> anyhow::Result<Measured> {
         bail!("{command:?} failed: {}", output.status);
     }
     serde_json::from_slice(&output.stdout).with_context(|| format!("reading what {command:?} says"))
+}
+
+/// A training step of 8 pairs of ViT-B-16 and RoBERTa-base by ranks that share them; the memory is
+/// that of one rank.
+fn ranks_step(program: &Path, ranks: usize) -> anyhow::Result<Point> {
+    const PAIRS: usize = 8;
+    const STEPS: usize = 5;
+    let directory = tempfile::tempdir()?;
+    let directory = directory.path();
+    write_split(directory, PAIRS * STEPS)?;
+    let mut build = Command::new(program);
+    build.args(["build-lmdb-dataset", "--splits", "rows", "--data-dir"]).arg(directory);
+    timed(build)?;
+    let mut train = Command::new("mpirun");
+    train.args(["--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n"]);
+    train.arg(ranks.to_string()).arg(program).args(["train", "--name=ranks", "--log-interval=1"]);
+    train.arg(format!("--batch-size={}", PAIRS / ranks)).arg(format!("--max-steps={STEPS}"));
+    train.arg("--logs").arg(directory.join("logs"));
+    train.arg("--train-data").arg(directory.join("lmdb/rows"));
+    // Ranks divide the processor.
+    let threads = std::thread::available_parallelism()?.get();
+    train.env("RAYON_NUM_THREADS", (threads / ranks).max(1).to_string());
+    timed(train)?;
+    let path = directory.join("logs/ranks/metrics.jsonl");
+    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let lines: Vec<Logged> =
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    // The first step includes the start of everything.
+    let seconds: Vec<f64> = lines.iter().skip(1).map(|line| line.batch_seconds).collect();
+    let peak_mib = lines.iter().map(|line| line.memory_mib).fold(0.0, f64::max);
+    if seconds.is_empty() {
+        bail!("{}: no steps", path.display());
+    }
+    Ok(point("step by ranks", ranks, &Measured { seconds, peak_mib }))
+}
+
+/// What a training run logs of a step.
+#[derive(serde::Deserialize)]
+struct Logged {
+    batch_seconds: f64,
+    memory_mib: f64,
 }
 
 /// LMDB build and extraction of so many pictures of 32 x 32, with a ViT of one narrow block.
@@ -196,7 +256,12 @@ fn draw(curves: &Curves, output: &Path) -> anyhow::Result<()> {
         ("batch-memory.svg", "Memory by batch", "batch", "MiB", &curves.batch, peak),
         ("rows-time.svg", "Time by size of data set", "rows", "seconds", &curves.rows, seconds),
         ("rows-memory.svg", "Memory by size of data set", "rows", "MiB", &curves.rows, peak),
+        ("ranks-time.svg", "Time of a step of 8 pairs", "ranks", "seconds", &curves.ranks, seconds),
+        ("ranks-memory.svg", "Memory of a rank", "ranks", "MiB", &curves.ranks, peak),
     ] {
+        if points.is_empty() {
+            continue;
+        }
         write(name, log_log(title, x, y, &lines(points, value))?)?;
     }
     Ok(())

@@ -2,7 +2,12 @@
 
 use burn::tensor::{Device, Int, Tensor};
 
-use crate::{random::Dropout, text::bert, vision::vit};
+use crate::{
+    clip::Pass,
+    random::Dropout,
+    text::bert,
+    vision::{resnet, vit},
+};
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Prepared;
@@ -63,5 +68,18 @@ pub(crate) fn text_layer(
     _: [Option<Dropout>; 3],
     _: bool,
 ) -> Option<Tensor<3>> {
+    None
+}
+
+pub(crate) fn bottleneck(
+    _: &resnet::Bottleneck,
+    _: usize,
+    _: &Tensor<4>,
+    _: Pass<'_>,
+) -> Option<Tensor<4>> {
+    None
+}
+
+pub(crate) fn stem(_: &resnet::ModifiedResNet, _: &Tensor<4>, _: Pass<'_>) -> Option<Tensor<4>> {
     None
 }

@@ -1,5 +1,5 @@
-//! The transformers on the processor by kernels of our own: whole towers for evaluation, and whole
-//! layers, with their gradients, for training.
+//! The towers on the processor by kernels of our own: whole transformers for evaluation, and whole
+//! layers of transformers and blocks of ResNets, with their gradients, for training.
 //!
 //! Burn computes an operation at a time, each of which reads and writes whole tensors. Here the
 //! norms, biases, activations, dropout and residuals are part of the matrix products they stand
@@ -14,19 +14,29 @@ mod backward;
 #[cfg(feature = "flex")]
 mod block;
 #[cfg(feature = "flex")]
+mod bottleneck;
+#[cfg(feature = "flex")]
+mod channel_norm;
+#[cfg(feature = "flex")]
 mod integer;
 #[cfg(feature = "flex")]
 mod kernel;
 #[cfg(feature = "flex")]
 mod layer;
 #[cfg(feature = "flex")]
+mod maps;
+#[cfg(feature = "flex")]
 mod math;
 #[cfg(feature = "flex")]
 mod norm;
 #[cfg(feature = "flex")]
+mod operation;
+#[cfg(feature = "flex")]
 mod packed;
 #[cfg(feature = "flex")]
 mod product;
+#[cfg(feature = "flex")]
+mod resnet;
 #[cfg(feature = "flex")]
 mod sequences;
 #[cfg(feature = "flex")]
@@ -43,10 +53,12 @@ mod absent;
 
 #[cfg(not(feature = "flex"))]
 pub(crate) use absent::{
-    Numbers, Prepared, has_integers, lengths, text, text_layer, vision, vision_block,
+    Numbers, Prepared, bottleneck, has_integers, lengths, stem, text, text_layer, vision,
+    vision_block,
 };
 #[cfg(feature = "flex")]
 pub(crate) use {
+    resnet::{bottleneck, stem},
     tower::{Prepared, has_integers, lengths, text, vision},
     train::{text_layer, vision_block},
     weight::Numbers,

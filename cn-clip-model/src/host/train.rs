@@ -1,39 +1,23 @@
 //! Layers of training as operations of Burn, with gradients by [`Block`].
 
-use std::sync::Arc;
-
 use burn::{
-    backend::{
-        Autodiff, BackendTypes, DispatchKindConversion, DispatchTensor, Flex,
-        autodiff::{
-            checkpoint::{
-                base::Checkpointer,
-                strategy::{BalancedCheckpointing, CheckpointStrategy, NoCheckpointing},
-            },
-            grads::Gradients,
-            ops::{Backward, Ops, OpsKind},
-        },
-        flex::FlexTensor,
-    },
+    backend::flex::FlexTensor,
     nn,
-    tensor::{DType, GradientCheckpointingStrategy, Shape, Tensor, TensorData},
+    tensor::{Shape, Tensor},
 };
 
 use super::{
     backward::BlockGradients,
     block::{Block, Dropouts, Kept, Linear},
-    kernel::has_vectors,
     layer::Order,
     math::Activation,
     norm::Norm,
+    operation::{Inputs, Operation, tensor},
     packed::View,
     sequences::Sequences,
     source::Source,
 };
 use crate::{text::bert, vision::vit};
-
-/// A tensor with a graph.
-type Tracked = <Autodiff<Flex> as BackendTypes>::FloatTensorPrimitive;
 
 /// Inputs of a layer of a ViT and of BERT: rows and parameters.
 const VISION_INPUTS: usize = 13;
@@ -46,7 +30,7 @@ pub(crate) fn vision_block(
     x: &Tensor<3>,
     first_only: bool,
 ) -> Option<Tensor<3>> {
-    let mut inputs = Inputs::new(x)?;
+    let mut inputs = Inputs::new(x.clone())?;
     inputs.linear(&block.attn.in_proj)?;
     inputs.linear(&block.attn.out_proj)?;
     inputs.norm(&block.ln_1)?;
@@ -62,7 +46,7 @@ pub(crate) fn vision_block(
         joined: true,
     };
     let sequences = Sequences { lengths: vec![tokens; batch], first_only };
-    inputs.apply::<VISION_INPUTS>(kind, sequences, [None, None, None], x.dims())
+    inputs.layer::<VISION_INPUTS>(kind, sequences, [None, None, None], x.dims())
 }
 
 /// A layer of BERT with erf-GELU on `[batch, tokens, hidden]`, of which texts of these lengths are
@@ -77,7 +61,7 @@ pub(crate) fn text_layer(
     first_only: bool,
 ) -> Option<Tensor<3>> {
     let attention = &layer.attention;
-    let mut inputs = Inputs::new(x)?;
+    let mut inputs = Inputs::new(x.clone())?;
     inputs.linear(&attention.self_attention.query)?;
     inputs.linear(&attention.self_attention.key)?;
     inputs.linear(&attention.self_attention.value)?;
@@ -94,7 +78,7 @@ pub(crate) fn text_layer(
         joined: false,
     };
     let sequences = Sequences { lengths: lengths.to_vec(), first_only };
-    inputs.apply::<TEXT_INPUTS>(kind, sequences, dropouts, x.dims())
+    inputs.layer::<TEXT_INPUTS>(kind, sequences, dropouts, x.dims())
 }
 
 /// What a layer is, beside its parameters.
@@ -108,47 +92,7 @@ struct Kind {
     joined: bool,
 }
 
-/// Rows and parameters in a fixed order.
-struct Inputs {
-    strategy: Option<GradientCheckpointingStrategy>,
-    sources: Vec<Source>,
-    /// The same with their graphs, where there are any.
-    tracked: Vec<Tracked>,
-}
-
 impl Inputs {
-    fn new(x: &Tensor<3>) -> Option<Self> {
-        if !has_vectors() {
-            return None;
-        }
-        let strategy = x.gradient_checkpointing_strategy();
-        let mut inputs = Self { strategy, sources: Vec::new(), tracked: Vec::new() };
-        inputs.add(x.clone())?;
-        Some(inputs)
-    }
-
-    fn add<const D: usize>(&mut self, tensor: Tensor<D>) -> Option<()> {
-        if tensor.dtype() != DType::F32 || tensor.gradient_checkpointing_strategy() != self.strategy
-        {
-            return None;
-        }
-        let tracked: Tracked = match self.strategy {
-            None => {
-                self.sources.push(Source::of(tensor)?);
-                return Some(());
-            }
-            Some(GradientCheckpointingStrategy::Balanced) => {
-                tensor.try_into_primitive::<Autodiff<Flex, BalancedCheckpointing>>().ok()?
-            }
-            Some(GradientCheckpointingStrategy::Disabled) => {
-                tensor.try_into_primitive::<Autodiff<Flex, NoCheckpointing>>().ok()?
-            }
-        };
-        self.sources.push(Source::from(tracked.primitive()));
-        self.tracked.push(tracked);
-        Some(())
-    }
-
     fn linear(&mut self, linear: &nn::Linear) -> Option<()> {
         self.add(linear.weight.val())?;
         self.add(linear.bias.as_ref()?.val())
@@ -159,7 +103,7 @@ impl Inputs {
         self.add(norm.beta.as_ref()?.val())
     }
 
-    fn apply<const N: usize>(
+    fn layer<const N: usize>(
         self,
         kind: Kind,
         sequences: Sequences,
@@ -171,56 +115,9 @@ impl Inputs {
         if sequences.lengths.len() != batch || !sequences.lengths.iter().all(fits) {
             return None;
         }
-        let layer = Layer { kind, sequences, dropouts, shape, sources: self.sources };
-        match self.strategy {
-            None => Some(Tensor::from_primitive::<Flex>(layer.forward().0)),
-            Some(GradientCheckpointingStrategy::Balanced) => {
-                record::<BalancedCheckpointing, N>(self.tracked, layer)
-            }
-            Some(GradientCheckpointingStrategy::Disabled) => {
-                record::<NoCheckpointing, N>(self.tracked, layer)
-            }
-        }
+        let layer = |sources| Layer { kind, sequences, dropouts, shape, sources };
+        self.apply::<N, 3, _>(layer, |_| ())
     }
-}
-
-fn record<C: CheckpointStrategy, const N: usize>(
-    inputs: Vec<Tracked>,
-    layer: Layer,
-) -> Option<Tensor<3>>
-where
-    DispatchTensor: DispatchKindConversion<Autodiff<Flex, C>>,
-{
-    let inputs: [Tracked; N] = inputs.try_into().ok()?;
-    let prepared = Apply.prepare::<C>(inputs.each_ref().map(Tracked::node)).compute_bound();
-    let (out, kept) = layer.forward();
-    let out = match prepared.stateful() {
-        OpsKind::Tracked(operation) => operation.finish(Arc::new((layer, kept)), out),
-        OpsKind::UnTracked(operation) => operation.finish(out),
-    };
-    Some(Tensor::from_primitive::<Autodiff<Flex, C>>(out))
-}
-
-#[derive(Debug)]
-struct Apply;
-
-impl<const N: usize> Backward<Flex, N> for Apply {
-    type State = Arc<(Layer, Kept)>;
-
-    fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let gradient = Source::from(&grads.consume::<Flex>(&ops.node));
-        let (layer, kept) = Arc::unwrap_or_clone(ops.state);
-        let found = layer.backward(kept, gradient);
-        for ((parent, source), values) in ops.parents.into_iter().zip(&layer.sources).zip(found) {
-            if let Some(parent) = parent {
-                grads.register::<Flex>(parent.id, tensor(values, source.shape()));
-            }
-        }
-    }
-}
-
-fn tensor(values: Vec<f32>, shape: Shape) -> FlexTensor {
-    FlexTensor::from_data(TensorData::new(values, shape))
 }
 
 /// A layer, its input and its parameters.
@@ -235,7 +132,13 @@ struct Layer {
     sources: Vec<Source>,
 }
 
-impl Layer {
+impl Operation for Layer {
+    type Kept = Kept;
+
+    fn inputs(&self) -> &[Source] {
+        &self.sources
+    }
+
     fn forward(&self) -> (FlexTensor, Kept) {
         let [batch, tokens, width] = self.shape;
         let x = self.without_padding(self.sources[0].values());
@@ -247,8 +150,7 @@ impl Layer {
         (tensor(y, Shape::from([batch, tokens, width])), kept)
     }
 
-    /// Gradients of input and parameters.
-    fn backward(&self, kept: Kept, gradient: Source) -> Vec<Vec<f32>> {
+    fn backward(&self, kept: Kept, gradient: Source, _: bool) -> Vec<Vec<f32>> {
         let x = self.without_padding(self.sources[0].values());
         let gradient = match self.sequences.first_only {
             true => gradient.values().into(),
@@ -260,7 +162,9 @@ impl Layer {
         let parameters = projections.into_iter().chain(rest).flatten();
         std::iter::once(self.with_padding(input)).chain(parameters).collect()
     }
+}
 
+impl Layer {
     /// Views of the parameters.
     fn block(&self) -> Block<'_> {
         let Kind { heads, order, activation, epsilon, joined } = self.kind;

@@ -13,12 +13,15 @@ use burn::{
 use super::{attention_pool::AttentionPool2d, batch_norm::BatchNorm2d};
 use crate::{
     clip::Pass,
+    host,
     init::{Init, Values},
     precision::as_type_of,
 };
 
 /// Output channels of a bottleneck per plane.
 const EXPANSION: usize = 4;
+/// Stride of the pooling at the end of the stem.
+pub(crate) const STEM_POOLING: usize = 2;
 
 fn conv(input: usize, output: usize, kernel: usize, stride: usize, init: &Init) -> Conv2d {
     let padding = kernel / 2;
@@ -125,6 +128,11 @@ impl Bottleneck {
     }
 
     fn forward(&self, x: Tensor<4>, pass: Pass<'_>) -> Tensor<4> {
+        host::bottleneck(self, self.stride, &x, pass)
+            .unwrap_or_else(|| self.forward_by_operations(x, pass))
+    }
+
+    fn forward_by_operations(&self, x: Tensor<4>, pass: Pass<'_>) -> Tensor<4> {
         let norms = self.branch().into_iter().enumerate();
         let y =
             norms.fold(x.clone(), |x, (index, norm)| norm.forward(self.convolve(index, x), pass));
@@ -202,6 +210,10 @@ impl ModifiedResNet {
 
     /// Pixels `[batch, 3, R, R]` to `[batch, width, R / 4, R / 4]`.
     pub fn stem(&self, pixels: Tensor<4>, pass: Pass<'_>) -> Tensor<4> {
+        host::stem(self, &pixels, pass).unwrap_or_else(|| self.stem_by_operations(pixels, pass))
+    }
+
+    fn stem_by_operations(&self, pixels: Tensor<4>, pass: Pass<'_>) -> Tensor<4> {
         let norms = self.stem_norms().into_iter().enumerate();
         let x =
             norms.fold(pixels, |x, (index, norm)| norm.forward(self.convolve_stem(index, x), pass));
@@ -224,7 +236,7 @@ impl ModifiedResNet {
 
     /// What follows the last norm of the stem.
     pub fn end_of_stem(x: Tensor<4>) -> Tensor<4> {
-        average_pool(relu(x), 2)
+        average_pool(relu(x), STEM_POOLING)
     }
 
     /// Takes over the running averages of a copy of this tower.
