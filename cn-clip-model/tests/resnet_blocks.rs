@@ -1,0 +1,126 @@
+//! Blocks of a ResNet by kernels of our own compute what Burn computes an operation at a time.
+
+#![cfg(feature = "flex")]
+#![allow(clippy::unwrap_used)]
+
+use burn::{
+    module::Module,
+    tensor::{Device, Distribution, Tensor, activation::relu},
+};
+use cn_clip_model::{
+    Clip, ClipConfig, ImageTower, Pass, SampleRng,
+    vision::resnet::{Bottleneck, ModifiedResNet},
+};
+
+fn tower() -> (Clip, ModifiedResNet) {
+    let config: ClipConfig = serde_json::from_value(serde_json::json!({
+        "embed_dim": 16,
+        "image_resolution": 64,
+        "vision_layers": [2, 1, 1, 1],
+        "vision_width": 16,
+        "vision_head_width": 16,
+        "vocab_size": 30,
+        "text_attention_probs_dropout_prob": 0.0,
+        "text_hidden_act": "gelu",
+        "text_hidden_dropout_prob": 0.0,
+        "text_hidden_size": 8,
+        "text_initializer_range": 0.02,
+        "text_intermediate_size": 8,
+        "text_max_position_embeddings": 8,
+        "text_num_attention_heads": 1,
+        "text_num_hidden_layers": 1,
+        "text_type_vocab_size": 2,
+    }))
+    .unwrap();
+    let clip = Clip::init(&config, &Device::flex().autodiff(), 1);
+    let ImageTower::ResNet(tower) = clip.visual.clone() else { panic!("not a ResNet") };
+    (clip, tower)
+}
+
+fn stem_by_operations(tower: &ModifiedResNet, x: Tensor<4>, pass: Pass<'_>) -> Tensor<4> {
+    let norms = tower.stem_norms().into_iter().enumerate();
+    let x = norms.fold(x, |x, (index, norm)| norm.forward(tower.convolve_stem(index, x), pass));
+    ModifiedResNet::end_of_stem(x)
+}
+
+fn block_by_operations(block: &Bottleneck, x: Tensor<4>, pass: Pass<'_>) -> Tensor<4> {
+    let norms = block.branch().into_iter().enumerate();
+    let y = norms.fold(x.clone(), |x, (index, norm)| norm.forward(block.convolve(index, x), pass));
+    let shortcut = match &block.downsample {
+        Some(shortcut) => shortcut.norm.forward(block.convolve_shortcut(shortcut, x), pass),
+        None => x,
+    };
+    relu(y + shortcut)
+}
+
+fn error<const D: usize>(ours: Tensor<D>, expected: Tensor<D>) -> f32 {
+    assert_eq!(ours.dims(), expected.dims());
+    let largest: f32 = expected.clone().abs().max().into_scalar();
+    assert!(largest > 0.0);
+    (ours - expected).abs().max().into_scalar::<f32>() / largest
+}
+
+/// Outputs, and gradients of the input, of both.
+fn check(
+    shape: [usize; 4],
+    pass: Pass<'_>,
+    ours: impl Fn(Tensor<4>) -> Tensor<4>,
+    operations: impl Fn(Tensor<4>) -> Tensor<4>,
+) {
+    let device = Device::flex().autodiff();
+    let x = Tensor::<4>::random(shape, Distribution::Normal(0.1, 1.0), &device);
+    let run = |forward: &dyn Fn(Tensor<4>) -> Tensor<4>| {
+        let x = x.clone().require_grad();
+        let y = forward(x.clone());
+        // A gradient that differs from place to place.
+        let weight = (y.clone().detach() * 3.0).sin();
+        let gradient = x.grad(&(y.clone() * weight).sum().backward()).unwrap();
+        (y.inner(), gradient)
+    };
+    let (found, expected) = (run(&ours), run(&operations));
+    let (value, gradient) = (error(found.0, expected.0), error(found.1, expected.1));
+    assert!(value < 1e-5 && gradient < 1e-3, "{shape:?} {pass:?}: {value:e} {gradient:e}");
+}
+
+#[test]
+fn values_and_gradients_of_the_input_are_those_of_the_operations() {
+    let (_, tower) = tower();
+    let rng = SampleRng::for_step(1, 1, 0..3);
+    let training = Pass::Train { rng: &rng, update_statistics: false };
+    for pass in [training, Pass::Eval] {
+        // Odd sizes too, of which pooling leaves out a line.
+        for [height, width] in [[64, 64], [31, 37]] {
+            check(
+                [3, 3, height, width],
+                pass,
+                |x| tower.stem(x, pass),
+                |x| stem_by_operations(&tower, x, pass),
+            );
+        }
+        let mut channels = 16;
+        for blocks in tower.stages() {
+            for block in blocks {
+                check(
+                    [3, channels, 9, 8],
+                    pass,
+                    |x| ModifiedResNet::stage(std::slice::from_ref(block), x, pass),
+                    |x| block_by_operations(block, x, pass),
+                );
+                channels = block.conv3.weight.dims()[0];
+            }
+        }
+    }
+}
+
+#[test]
+fn evaluation_without_a_graph_is_the_same() {
+    let (_, tower) = tower();
+    let plain = tower.valid();
+    let x = Tensor::<4>::random([2, 3, 64, 64], Distribution::Normal(0.0, 1.0), &Device::flex());
+    let ours = plain.stem(x.clone(), Pass::Eval);
+    assert!(error(ours.clone(), stem_by_operations(&plain, x, Pass::Eval)) < 1e-5);
+    let block = &plain.layer2[0];
+    let x = ModifiedResNet::stage(&plain.layer1, ours, Pass::Eval);
+    let ours = ModifiedResNet::stage(&plain.layer2, x.clone(), Pass::Eval);
+    assert!(error(ours, block_by_operations(block, x, Pass::Eval)) < 1e-5);
+}
