@@ -15,7 +15,7 @@ pub const CONTEXT_LENGTH: usize = 24;
 pub const RUN: &str = "emoji";
 
 /// Steps of the whole demonstration.
-pub const FULL_STEPS: u64 = 1600;
+pub const FULL_STEPS: u64 = 2800;
 /// Steps of `--quick`.
 pub const QUICK_STEPS: u64 = 300;
 
