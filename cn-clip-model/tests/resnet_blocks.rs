@@ -3,38 +3,26 @@
 #![cfg(feature = "flex")]
 #![allow(clippy::unwrap_used)]
 
+#[allow(dead_code)] // Only the configuration is used here.
+mod small;
+
 use burn::{
     module::Module,
     tensor::{Device, Distribution, Tensor, activation::relu},
 };
 use cn_clip_model::{
-    Clip, ClipConfig, ImageTower, Pass, SampleRng,
+    Clip, ClipConfig, ImageTower, Pass, SampleRng, VisionConfig,
+    config::VisionLayers,
     vision::resnet::{Bottleneck, ModifiedResNet},
 };
 
-fn tower() -> (Clip, ModifiedResNet) {
-    let config: ClipConfig = serde_json::from_value(serde_json::json!({
-        "embed_dim": 16,
-        "image_resolution": 64,
-        "vision_layers": [2, 1, 1, 1],
-        "vision_width": 16,
-        "vision_head_width": 16,
-        "vocab_size": 30,
-        "text_attention_probs_dropout_prob": 0.0,
-        "text_hidden_act": "gelu",
-        "text_hidden_dropout_prob": 0.0,
-        "text_hidden_size": 8,
-        "text_initializer_range": 0.02,
-        "text_intermediate_size": 8,
-        "text_max_position_embeddings": 8,
-        "text_num_attention_heads": 1,
-        "text_num_hidden_layers": 1,
-        "text_type_vocab_size": 2,
-    }))
-    .unwrap();
-    let clip = Clip::init(&config, &Device::flex().autodiff(), 1);
-    let ImageTower::ResNet(tower) = clip.visual.clone() else { panic!("not a ResNet") };
-    (clip, tower)
+fn tower() -> ModifiedResNet {
+    let config = small::config(8, 2, 1);
+    let (layers, patch_size) = (VisionLayers::ResNet([2, 1, 1, 1]), None);
+    let vision = VisionConfig { layers, patch_size, image_resolution: 64, ..config.vision };
+    let clip = Clip::init(&ClipConfig { vision, ..config }, &Device::flex().autodiff(), 1);
+    let ImageTower::ResNet(tower) = clip.visual else { panic!("not a ResNet") };
+    tower
 }
 
 fn stem_by_operations(tower: &ModifiedResNet, x: Tensor<4>, pass: Pass<'_>) -> Tensor<4> {
@@ -84,7 +72,7 @@ fn check(
 
 #[test]
 fn values_and_gradients_of_the_input_are_those_of_the_operations() {
-    let (_, tower) = tower();
+    let tower = tower();
     let rng = SampleRng::for_step(1, 1, 0..3);
     let training = Pass::Train { rng: &rng, update_statistics: false };
     for pass in [training, Pass::Eval] {
@@ -114,7 +102,7 @@ fn values_and_gradients_of_the_input_are_those_of_the_operations() {
 
 #[test]
 fn evaluation_without_a_graph_is_the_same() {
-    let (_, tower) = tower();
+    let tower = tower();
     let plain = tower.valid();
     let x = Tensor::<4>::random([2, 3, 64, 64], Distribution::Normal(0.0, 1.0), &Device::flex());
     let ours = plain.stem(x.clone(), Pass::Eval);
