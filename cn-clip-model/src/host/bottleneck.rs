@@ -190,8 +190,10 @@ impl Bottleneck<'_> {
         );
 
         let mut gradient = sum.clone();
-        let pooled = self.pooled(&second.relu(b), size, second.conv.outputs).into_owned();
+        let activated = second.relu(b);
+        let pooled = self.pooled(&activated, size, second.conv.outputs);
         let third_parameters = third.backward(&pooled, output, c, &mut gradient);
+        drop(activated);
         gradient = third.conv.input_gradient(&gradient, output);
         gradient = self.pooled_backward(gradient, size, second.conv.outputs);
         second.relu_backward(b, &mut gradient);
