@@ -16,10 +16,17 @@ if [ ! -f "$venv/complete" ]; then
         echo "SKIPPED: python-checkpoints needs packages, and PyPI cannot be reached"
         exit 0
     fi
-    "$python" -m pip install --quiet torch==2.4.1 numpy==1.26.4 safetensors pillow \
-        "transformers==4.49.0"
+    # The libraries for graphics cards, without which torch does not start, one at a time: pip keeps
+    # all that it installs in one go twice, and together these are gigabytes. Not triton, a compiler
+    # that nothing here uses.
+    install=("$python" -m pip install --quiet --no-cache-dir)
+    "${install[@]}" --no-deps torch==2.4.1
+    "$python" .ci/requirements.py torch triton | while read -r package; do
+        "${install[@]}" "$package"
+    done
+    "${install[@]}" numpy==1.26.4 safetensors pillow "transformers==4.49.0"
     # Without what the reference needs for training.
-    "$python" -m pip install --quiet --no-deps torchvision==0.19.1 cn_clip==1.6.0 six
+    "${install[@]}" --no-deps torchvision==0.19.1 cn_clip==1.6.0 six
     touch "$venv/complete"
 fi
 
