@@ -103,9 +103,14 @@ pub fn run(args: &CurvesArgs) -> anyhow::Result<()> {
     draw(&curves, &args.output)
 }
 
+/// A point at which each time is that of as many items as its size.
 fn point(what: &'static str, size: usize, measured: &Measured) -> Point {
+    point_of(size, what, size, measured)
+}
+
+fn point_of(items: usize, what: &'static str, size: usize, measured: &Measured) -> Point {
     let (seconds, peak_mib) = (median(&measured.seconds), measured.peak_mib);
-    let rate = size as f64 / seconds;
+    let rate = items as f64 / seconds;
     println!("{what:<14} {size:>9} {seconds:>10.3} {rate:>12.1} {peak_mib:>10.0}");
     Point { what, size, seconds, peak_mib }
 }
@@ -152,7 +157,7 @@ fn ranks_step(program: &Path, ranks: usize) -> anyhow::Result<Point> {
     if seconds.is_empty() {
         bail!("{}: no steps", path.display());
     }
-    Ok(point("step by ranks", ranks, &Measured { seconds, peak_mib }))
+    Ok(point_of(PAIRS, "step by ranks", ranks, &Measured { seconds, peak_mib }))
 }
 
 /// What a training run logs of a step.
