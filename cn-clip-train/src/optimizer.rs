@@ -1,11 +1,15 @@
 //! AdamW with two parameter groups (arXiv 1711.05101; `torch.optim.AdamW`).
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    mem,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId},
     optim::GradientsParams,
-    tensor::{Tensor, TensorData},
+    tensor::Tensor,
 };
 use cn_clip_model::{
     Clip,
@@ -14,16 +18,13 @@ use cn_clip_model::{
         reference_order, to_module_layout,
     },
 };
-use rayon::prelude::*;
 
 use crate::{
     TrainError,
     depth::{rate_factors, trained},
+    moments::{Moments, Rates, Rule},
     step::StepOptions,
 };
-
-/// Values one thread updates at a time.
-const CHUNK: usize = 1 << 15;
 
 /// Which parameters weight decay leaves alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -51,20 +52,14 @@ impl DecayGroups {
     }
 }
 
-/// First and second moment of a parameter, flattened in the layout of the module.
-#[derive(Debug)]
-#[allow(clippy::large_enum_variant)] // One per parameter, and all of the same variant.
-enum Moments {
-    /// In ordinary memory, for devices that compute there.
-    Host { first: Vec<f32>, second: Vec<f32> },
-    /// On a device of its own memory.
-    Device { first: Tensor<1>, second: Tensor<1> },
-}
-
 #[derive(Debug)]
 struct State {
     steps: u64,
     moments: Moments,
+    /// Whether they have followed a gradient since the last update of the parameter.
+    ready: bool,
+    /// Sum of the squares of that gradient, if it was asked for.
+    squares: Option<Tensor<1>>,
 }
 
 /// AdamW over the trained parameters of a model.
@@ -75,7 +70,7 @@ pub struct AdamW {
     decay: HashMap<ParamId, bool>,
     /// Factors of the learning rate; 1 where there is none.
     rates: HashMap<ParamId, f64>,
-    states: HashMap<ParamId, State>,
+    states: Mutex<HashMap<ParamId, State>>,
     /// Whether tensors lie in ordinary memory and are updated in place there.
     host: bool,
 }
@@ -84,7 +79,7 @@ impl AdamW {
     /// An optimizer without state. `host` tells that the device computes in ordinary memory.
     pub fn new(model: &Clip, settings: AdamWSettings, groups: DecayGroups, host: bool) -> Self {
         let decay = parameters(model).iter().map(|spec| (spec.id, groups.decays(spec))).collect();
-        Self { settings, decay, rates: HashMap::new(), states: HashMap::new(), host }
+        Self { settings, decay, rates: HashMap::new(), states: Mutex::default(), host }
     }
 
     /// Multiplies the learning rate by `decay` for every block between a parameter and the output
@@ -104,8 +99,39 @@ impl AdamW {
         rate: f64,
         factor: f64,
     ) -> Clip {
+        self.absorb(&model, gradients, factor, false);
+        self.apply(model, rate)
+    }
+
+    /// The first half of a step: lets the moments follow gradients, multiplied by `factor`. The
+    /// gradients of a model may come in parts, from several threads, each parameter once; none is
+    /// kept, which saves as much memory as the trained parameters take. With `measure` their norm
+    /// can be asked for.
+    pub fn absorb(&self, model: &Clip, gradients: GradientsParams, factor: f64, measure: bool) {
+        model.visit(&mut Absorber { optimizer: self, gradients, factor, measure });
+    }
+
+    /// Euclidean norm of what was absorbed to be measured since the last update.
+    pub fn norm(&self, model: &Clip) -> f64 {
+        let mut states = self.lock();
+        let squares = parameters(model).into_iter().filter_map(|spec| {
+            let state = states.get_mut(&spec.id)?;
+            state.squares.take()
+        });
+        root_of_sum(squares.collect())
+    }
+
+    /// The second half of a step: updates every parameter whose gradient was absorbed.
+    pub fn apply(&mut self, model: Clip, rate: f64) -> Clip {
         self.settings.learning_rate = rate;
-        model.map(&mut Updater { optimizer: self, gradients, factor })
+        let mut states = mem::take(&mut *self.lock());
+        let model = model.map(&mut Updater { optimizer: self, states: &mut states });
+        *self.lock() = states;
+        model
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<ParamId, State>> {
+        self.states.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes over the state of a training checkpoint, as far as it is of parameters that are
@@ -152,6 +178,7 @@ impl AdamW {
             specs.iter().map(|spec| (spec.key.as_str(), *spec)).collect();
         let order = reference_order(specs.iter().map(|spec| spec.key.as_str()));
         let own: HashSet<ParamId> = own.iter().map(|spec| spec.id).collect();
+        let device = model.device().inner();
         let mut states = HashMap::with_capacity(saved.moments.len());
         for (index, moments) in &saved.moments {
             let spec = order.get(*index).and_then(|key| by_key.get(key)).ok_or_else(mismatch)?;
@@ -165,129 +192,44 @@ impl AdamW {
             }
             let first = to_module_layout(spec, moments.first.read()?);
             let second = to_module_layout(spec, moments.second.read()?);
-            let state =
-                State { steps: moments.step as u64, moments: self.place(model, first, second) };
-            states.insert(spec.id, state);
+            let steps = moments.step as u64;
+            let moments = Moments::new(first, second, &device, self.host);
+            states.insert(spec.id, State { steps, moments, ready: false, squares: None });
         }
-        self.states = states;
+        *self.lock() = states;
         Ok(())
     }
 
-    fn place(&self, model: &Clip, first: Vec<f32>, second: Vec<f32>) -> Moments {
-        if self.host {
-            return Moments::Host { first, second };
-        }
-        let device = model.device().inner();
-        let tensor = |values: Vec<f32>| {
-            let count = values.len();
-            Tensor::from_data(TensorData::new(values, [count]), &device)
-        };
-        Moments::Device { first: tensor(first), second: tensor(second) }
+    fn follow<const D: usize>(&self, id: ParamId, gradient: Tensor<D>, factor: f64, measure: bool) {
+        let squares = measure.then(|| gradient.clone().square().sum());
+        // Out of the map: a thread that waits for others to compute may be lent to the other tower.
+        let state = self.lock().remove(&id);
+        let mut state = state.unwrap_or_else(|| State {
+            steps: 0,
+            moments: Moments::zeros(gradient.shape().num_elements(), &gradient.device(), self.host),
+            ready: false,
+            squares: None,
+        });
+        let AdamWSettings { beta1, beta2, .. } = self.settings;
+        state.moments.follow(gradient, Rates { beta1, beta2, factor });
+        state.steps += 1;
+        state.ready = true;
+        state.squares = squares;
+        self.lock().insert(id, state);
     }
 
-    fn update<const D: usize>(
-        &mut self,
-        id: ParamId,
-        value: Tensor<D>,
-        gradient: Tensor<D>,
-        factor: f64,
-    ) -> Tensor<D> {
+    fn rule(&self, id: ParamId, steps: u64) -> Rule {
         let settings = self.settings;
-        let (device, shape) = (value.device(), value.dims());
-        let count = shape.iter().product();
-        let host = self.host;
-        let state = self.states.entry(id).or_insert_with(|| State {
-            steps: 0,
-            moments: match host {
-                true => Moments::Host { first: vec![0.0; count], second: vec![0.0; count] },
-                false => Moments::Device {
-                    first: Tensor::zeros([count], &device),
-                    second: Tensor::zeros([count], &device),
-                },
-            },
-        });
-        state.steps += 1;
         let decays = self.decay.get(&id).copied().unwrap_or(false);
         let decay = if decays { settings.weight_decay } else { 0.0 };
         let rate = settings.learning_rate * self.rates.get(&id).copied().unwrap_or(1.0);
-        let bias = |beta: f64| 1.0 - beta.powf(state.steps as f64);
-        let rule = Rule {
+        let bias = |beta: f64| 1.0 - beta.powf(steps as f64);
+        Rule {
             keep: 1.0 - rate * decay,
-            beta1: settings.beta1,
-            beta2: settings.beta2,
             rate: rate / bias(settings.beta1),
             root: bias(settings.beta2).sqrt(),
             epsilon: settings.epsilon,
-            factor,
-        };
-        match &mut state.moments {
-            Moments::Host { first, second } => rule.on_host(value, gradient, first, second),
-            Moments::Device { first, second } => rule.on_device(value, gradient, first, second),
         }
-    }
-}
-
-/// Factors of one update, bias corrections included.
-struct Rule {
-    keep: f64,
-    beta1: f64,
-    beta2: f64,
-    rate: f64,
-    root: f64,
-    epsilon: f64,
-    /// Of the gradient.
-    factor: f64,
-}
-
-impl Rule {
-    /// One pass over memory, in place where the parameter is not shared.
-    fn on_host<const D: usize>(
-        &self,
-        value: Tensor<D>,
-        gradient: Tensor<D>,
-        first: &mut [f32],
-        second: &mut [f32],
-    ) -> Tensor<D> {
-        let device = value.device();
-        let mut data = value.into_data();
-        let gradient = gradient.into_data();
-        let (keep, rate) = (self.keep as f32, self.rate as f32);
-        let (fresh1, beta2) = ((1.0 - self.beta1) as f32, self.beta2 as f32);
-        let (fresh2, root) = ((1.0 - self.beta2) as f32, self.root as f32);
-        let (epsilon, factor) = (self.epsilon as f32, self.factor as f32);
-        if let (Ok(values), Ok(gradient)) = (data.as_mut_slice::<f32>(), gradient.as_slice::<f32>())
-        {
-            let chunks = values
-                .par_chunks_mut(CHUNK)
-                .zip(gradient.par_chunks(CHUNK))
-                .zip(first.par_chunks_mut(CHUNK).zip(second.par_chunks_mut(CHUNK)));
-            chunks.for_each(|((values, gradient), (first, second))| {
-                let items = values.iter_mut().zip(gradient).zip(first.iter_mut().zip(second));
-                for ((value, gradient), (first, second)) in items {
-                    let gradient = gradient * factor;
-                    *first += (gradient - *first) * fresh1;
-                    *second = *second * beta2 + gradient * gradient * fresh2;
-                    *value = *value * keep - rate * (*first / (second.sqrt() / root + epsilon));
-                }
-            });
-        }
-        Tensor::from_data(data, &device)
-    }
-
-    fn on_device<const D: usize>(
-        &self,
-        value: Tensor<D>,
-        gradient: Tensor<D>,
-        first: &mut Tensor<1>,
-        second: &mut Tensor<1>,
-    ) -> Tensor<D> {
-        let shape = value.dims();
-        let gradient = gradient.reshape([first.dims()[0]]) * self.factor;
-        *first = first.clone() * self.beta1 + gradient.clone() * (1.0 - self.beta1);
-        *second = second.clone() * self.beta2 + gradient.square() * (1.0 - self.beta2);
-        let denominator = second.clone().sqrt() / self.root + self.epsilon;
-        let update = (first.clone() / denominator) * self.rate;
-        value * self.keep - update.reshape(shape)
     }
 }
 
@@ -305,42 +247,58 @@ pub fn gradient_norm(model: &Clip, gradients: &GradientsParams) -> f64 {
     }
     let mut norm = Norm { gradients, squares: Vec::new() };
     model.visit(&mut norm);
-    match norm.squares.is_empty() {
+    root_of_sum(norm.squares)
+}
+
+fn root_of_sum(squares: Vec<Tensor<1>>) -> f64 {
+    match squares.is_empty() {
         true => 0.0,
-        false => f64::from(Tensor::cat(norm.squares, 0).sum().into_scalar::<f32>()).sqrt(),
+        false => f64::from(Tensor::cat(squares, 0).sum().into_scalar::<f32>()).sqrt(),
+    }
+}
+
+struct Absorber<'a> {
+    optimizer: &'a AdamW,
+    gradients: GradientsParams,
+    factor: f64,
+    measure: bool,
+}
+
+impl ModuleVisitor for Absorber<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if let Some(gradient) = self.gradients.remove::<D>(param.id) {
+            self.optimizer.follow(param.id, gradient, self.factor, self.measure);
+        }
     }
 }
 
 struct Updater<'a> {
-    optimizer: &'a mut AdamW,
-    gradients: GradientsParams,
-    factor: f64,
+    optimizer: &'a AdamW,
+    states: &'a mut HashMap<ParamId, State>,
 }
 
 impl ModuleMapper for Updater<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let Some(gradient) = self.gradients.remove::<D>(param.id) else { return param };
+        let state = self.states.get_mut(&param.id).filter(|state| state.ready);
+        let Some(state) = state else { return param };
+        state.ready = false;
+        let rule = self.optimizer.rule(param.id, state.steps);
         let (id, value, mapper) = param.consume();
-        let value = self.optimizer.update(id, value.inner(), gradient, self.factor);
+        let value = state.moments.update(value.inner(), rule);
         Param::from_mapped_value(id, Tensor::from_inner(value).require_grad(), mapper)
     }
 }
 
 impl SaveOptimizer for AdamW {
     fn moments(&self, id: ParamId) -> Option<(u64, Vec<f32>, Vec<f32>)> {
-        let state = self.states.get(&id)?;
-        let (first, second) = match &state.moments {
-            Moments::Host { first, second } => (first.clone(), second.clone()),
-            Moments::Device { first, second } => (
-                first.clone().into_data().try_into_vec().ok()?,
-                second.clone().into_data().try_into_vec().ok()?,
-            ),
-        };
+        let states = self.lock();
+        let state = states.get(&id)?;
+        let (first, second) = state.moments.values()?;
         Some((state.steps, first, second))
     }
 
     fn contains(&self, id: ParamId) -> bool {
-        self.states.contains_key(&id)
+        self.lock().contains_key(&id)
     }
 
     fn settings(&self) -> AdamWSettings {

@@ -22,7 +22,7 @@ use crate::{
     report::StepSummary,
     schedule::Schedule,
     state::{self, LATEST, Start},
-    step::{MicroBatch, Step, StepOptions},
+    step::{Figures, MicroBatch, Step, StepOptions, StepOutput},
     trainer::Event,
     validate::Dataset,
 };
@@ -202,45 +202,50 @@ impl Run<'_> {
             seed: config.seed,
         };
         let model = self.take()?;
-        let output = step.run(&model, batches, self.step)?;
         let rate = self.schedule.rate(self.step);
-        if !output.loss.is_finite() {
-            return Err(TrainError::Diverged { step: self.step + 1, loss: output.loss });
-        }
-        let scaled = self.loss_scale.is_some();
-        let norm = match config.clip_grad_norm.is_some() || scaled || self.is_logged(self.step + 1)
-        {
-            true => Some(gradient_norm(&model, &output.gradients)),
-            false => None,
+        let logged = self.is_logged(self.step + 1);
+        // What needs the norm of the whole gradient must wait for it; else no gradient is kept.
+        let waits = config.clip_grad_norm.is_some() || self.loss_scale.is_some();
+        let (figures, norm, mut model) = if waits {
+            let StepOutput { gradients, figures } = step.run(&model, batches, self.step)?;
+            self.check(figures)?;
+            let norm = gradient_norm(&model, &gradients);
+            let most = config.clip_grad_norm.unwrap_or(f64::INFINITY);
+            let factor = (most / (norm + 1e-6)).min(1.0);
+            // Every rank has the same gradients, and so the same scale.
+            let model = match self.loss_scale.as_mut().is_none_or(|scale| scale.update(norm)) {
+                true => self.optimizer.step(model, gradients, rate, factor),
+                false => {
+                    self.log.info(&format!(
+                        "Gradients overflow fp16 at step {}: it is left out, and the loss scale \
+                         halved",
+                        self.step + 1
+                    ));
+                    model
+                }
+            };
+            (figures, Some(norm), model)
+        } else {
+            let absorb = |part| self.optimizer.absorb(&model, part, 1.0, logged);
+            let figures = step.run_into(&model, batches, self.step, &absorb)?;
+            self.check(figures)?;
+            let norm = logged.then(|| self.optimizer.norm(&model));
+            (figures, norm, self.optimizer.apply(model, rate))
         };
-        let factor = match (config.clip_grad_norm, norm) {
-            (Some(most), Some(norm)) => (most / (norm + 1e-6)).min(1.0),
-            _ => 1.0,
-        };
-        let summary = StepSummary {
-            loss: output.loss,
-            distillation: output.distillation,
-            image_accuracy: output.image_accuracy,
-            text_accuracy: output.text_accuracy,
-            rate,
-            norm,
-        };
-        // Every rank has the same gradients, and so the same scale.
-        let usable = self.loss_scale.as_mut().is_none_or(|scale| scale.update(norm.unwrap_or(0.0)));
-        let mut model = match usable {
-            true => self.optimizer.step(model, output.gradients, rate, factor),
-            false => {
-                self.log.info(&format!(
-                    "Gradients overflow fp16 at step {}: it is left out, and the loss scale halved",
-                    self.step + 1
-                ));
-                model
-            }
-        };
+        let Figures { loss, distillation, image_accuracy, text_accuracy } = figures;
+        let summary = StepSummary { loss, distillation, image_accuracy, text_accuracy, rate, norm };
         model.logit_scale = clamp(model.logit_scale, config.logit_scale_max.ln());
         self.model = Some(model);
         self.step += 1;
         Ok(summary)
+    }
+
+    /// Fails where the loss is not a number any more.
+    fn check(&self, figures: Figures) -> Result<(), TrainError> {
+        match figures.loss.is_finite() {
+            true => Ok(()),
+            false => Err(TrainError::Diverged { step: self.step + 1, loss: figures.loss }),
+        }
     }
 
     /// Whether there is a log line after this step.

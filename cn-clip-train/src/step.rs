@@ -1,9 +1,11 @@
 //! The one training step: encode, gather, loss, surrogate backward.
 //!
-//! The towers use autodiff; the loss does not need it. With one micro-batch its graph is kept, or
-//! with checkpointing the inputs of its blocks; with several each is encoded without a graph first
-//! and again when its gradient is known (arXiv 2101.06983), by the same masks, so that the gradient
-//! is that of the whole batch.
+//! The towers use autodiff, a block at a time; the loss does not need it. With one micro-batch the
+//! graphs of its blocks are kept, or with checkpointing their inputs; with several each is encoded
+//! without a graph first and again when its gradient is known (arXiv 2101.06983), by the same masks,
+//! so that the gradient is that of the whole batch.
+
+use std::sync::{Mutex, PoisonError};
 
 use burn::{
     module::Module,
@@ -11,17 +13,17 @@ use burn::{
     tensor::{Device, Int, Tensor, TensorData},
 };
 use cn_clip_data::loader::Batch;
-use cn_clip_model::{Clip, ImageTower, Pass, Precision, SampleRng, token_tensor};
+use cn_clip_model::{Clip, ImageTower, Precision, SampleRng, token_tensor};
 
 use crate::{
     TrainError,
     communicator::{Communicator, Local},
     depth::Side,
     distill::{Teacher, distill},
+    encoder::{Encoder, Input},
     loss::{Gathered, tile_columns},
     reduce::{average_statistics, gather_rows, sum_gradients, widen},
     sync_norm::SyncNorm,
-    tower::{Activations, Tower, surrogate},
 };
 
 /// Pairs that are encoded at once.
@@ -83,6 +85,13 @@ pub enum Training {
 pub struct StepOutput {
     /// Gradients of the mean loss over all pairs.
     pub gradients: GradientsParams,
+    /// What a step tells.
+    pub figures: Figures,
+}
+
+/// What a step tells.
+#[derive(Debug, Clone, Copy)]
+pub struct Figures {
     /// Mean loss over all pairs, that of distillation included.
     pub loss: f32,
     /// Distillation loss by its weight, if there is a teacher.
@@ -126,6 +135,25 @@ impl Step<'_> {
         batches: &[MicroBatch],
         index: u64,
     ) -> Result<StepOutput, TrainError> {
+        let parts = Mutex::new(Vec::new());
+        let take = |part| parts.lock().unwrap_or_else(PoisonError::into_inner).push(part);
+        let figures = self.run_into(model, batches, index, &take)?;
+        let mut all = GradientsAccumulator::new();
+        let parts = parts.into_inner().unwrap_or_else(PoisonError::into_inner);
+        parts.into_iter().for_each(|part| all.accumulate(model, part));
+        Ok(StepOutput { gradients: all.grads(), figures })
+    }
+
+    /// As [`run`](Self::run), but hands the gradients to `take`, in parts, each parameter once. On
+    /// one rank with one micro-batch that is as soon as a block has them, from the threads of both
+    /// towers; else all at the end.
+    pub fn run_into(
+        &self,
+        model: &Clip,
+        batches: &[MicroBatch],
+        index: u64,
+        take: &(dyn Fn(GradientsParams) + Sync),
+    ) -> Result<Figures, TrainError> {
         let (options, communicator) = (self.options, self.communicator);
         let streams = self.streams(batches, index);
         // Its parameters have the identities of those of the model.
@@ -136,25 +164,24 @@ impl Step<'_> {
         let sync = sync.then(|| SyncNorm::new(communicator));
         let plain = &copy.valid();
         let encoder = Encoder { model: &copy, plain, options, single, sync: sync.is_some() };
-        let (encoded, kept): (Vec<_>, Vec<_>) = batches
-            .iter()
-            .zip(&streams)
-            .map(|(batch, rng)| {
-                let text = || encoder.encode(Side::Text, batch, rng, None);
-                let (image, text) = match &sync {
-                    // Ranks exchange norms in one order, from the thread that may.
-                    Some(_) => (encoder.encode(Side::Image, batch, rng, sync.as_ref()), text()),
-                    None => both(
-                        options.concurrent_towers,
-                        || encoder.encode(Side::Image, batch, rng, None),
-                        text,
-                    ),
-                };
-                ((image.0, text.0), (image.1, text.1))
+        let inputs = || {
+            batches.iter().zip(&streams).map(|(batch, rng)| {
+                let image = Input { side: Side::Image, batch, rng };
+                (image, Input { side: Side::Text, ..image })
             })
-            .unzip();
+        };
+        let encode = |(image, text)| {
+            let text = || encoder.encode(text, None);
+            let ((image, kept_image), (text, kept_text)) = match &sync {
+                // Ranks exchange norms in one order, from the thread that may.
+                Some(_) => (encoder.encode(image, sync.as_ref()), text()),
+                None => both(options.concurrent_towers, || encoder.encode(image, None), text),
+            };
+            ((image, text), (kept_image, kept_text))
+        };
+        let (encoded, kept): (Vec<_>, Vec<_>) = inputs().map(encode).unzip();
         sync.as_ref().map_or(Ok(()), SyncNorm::check)?;
-        let seen = if encoder.keeps_graph(Side::Image) { &copy } else { encoder.plain };
+        let seen = if encoder.keeps_graphs(Side::Image) { &copy } else { encoder.plain };
         model.adopt_statistics(seen);
         let (image, text): (Vec<_>, Vec<_>) = encoded.into_iter().unzip();
         let (image, text) = (Tensor::cat(image, 0), Tensor::cat(text, 0));
@@ -174,44 +201,44 @@ impl Step<'_> {
         let distilled = self.distill(batches, gathered.own_image(), &mut gradient.image);
 
         let upscale = options.loss_scale.unwrap_or(1.0);
+        let at_once = single && communicator.world_size() == 1;
         let mut accumulator = GradientsAccumulator::<Clip>::new();
         let mut start = 0;
-        for ((batch, rng), (image, text)) in batches.iter().zip(&streams).zip(kept) {
-            let range = start..start + batch.size;
-            start += batch.size;
-            let part = |gradient: &Tensor<2>| {
+        for ((image, text), (kept_image, kept_text)) in inputs().zip(kept) {
+            let range = start..start + image.batch.size;
+            start = range.end;
+            let backward = |input, sync, kept, gradient: &Tensor<2>| {
                 let part = gradient.clone().slice_dim(0, range.clone());
-                if upscale == 1.0 { part } else { part * upscale }
+                let part = if upscale == 1.0 { part } else { part * upscale };
+                let mut parts = Vec::new();
+                encoder.backward(input, sync, kept, part, &mut |part| {
+                    let part = match options.precision {
+                        Precision::Fp32 => part,
+                        _ => widen(model, part, 1.0 / upscale),
+                    };
+                    if at_once { take(part) } else { parts.push(part) }
+                });
+                parts
             };
-            let image = |sync| {
-                encoder.backward(Side::Image, batch, rng, image, part(&gradient.image), sync)
-            };
-            let text =
-                || encoder.backward(Side::Text, batch, rng, text, part(&gradient.text), None);
+            let image = |sync| backward(image, sync, kept_image, &gradient.image);
+            let text = || backward(text, None, kept_text, &gradient.text);
             let (image, text) = match &sync {
                 Some(_) => (image(sync.as_ref()), text()),
                 None => both(options.concurrent_towers, || image(None), text),
             };
-            for part in image.into_iter().chain(text) {
-                let part = match options.precision {
-                    Precision::Fp32 => part,
-                    _ => widen(model, part, 1.0 / upscale),
-                };
-                accumulator.accumulate(model, part);
-            }
+            image.into_iter().chain(text).for_each(|part| accumulator.accumulate(model, part));
         }
         sync.as_ref().map_or(Ok(()), SyncNorm::check)?;
         let mut gradients = accumulator.grads();
         gradients.register(model.logit_scale.id, gradient.logit_scale);
-        let gradients = sum_gradients(model, gradients, communicator)?;
+        take(sum_gradients(model, gradients, communicator)?);
         average_statistics(model, communicator)?;
 
         let counts = [local.image_correct as f32, local.text_correct as f32];
         let sums = vec![local.loss_sum() / 2.0, counts[0], counts[1], distilled];
         let sums = communicator.all_reduce_sum(sums)?;
         let mean = |index: usize| sums[index] / (count * communicator.world_size()).max(1) as f32;
-        Ok(StepOutput {
-            gradients,
+        Ok(Figures {
             loss: mean(0) + mean(3),
             distillation: self.teacher.map(|_| mean(3)),
             image_accuracy: mean(1),
@@ -253,138 +280,6 @@ fn both<A: Send, B: Send>(
     match concurrently {
         true => rayon::join(image, text),
         false => (image(), text()),
-    }
-}
-
-/// What is kept of a tower between encoding and backward.
-#[allow(clippy::large_enum_variant)] // Two per micro-batch.
-enum Kept {
-    /// The features, with their graph.
-    Graph(Tensor<2>),
-    /// Inputs of the blocks.
-    Activations(Activations),
-    /// Nothing: it is encoded again.
-    Nothing,
-    /// Nothing: it is not trained.
-    Frozen,
-}
-
-/// Encodes micro-batches, and takes gradients back.
-struct Encoder<'a> {
-    model: &'a Clip,
-    /// The model without autodiff.
-    plain: &'a Clip,
-    options: StepOptions,
-    /// Whether there is only one micro-batch, of which everything can be kept.
-    single: bool,
-    /// Whether batch norms are those of all ranks.
-    sync: bool,
-}
-
-impl<'a> Encoder<'a> {
-    /// Whether the first pass is that of the model itself, with its graph.
-    fn keeps_graph(&self, side: Side) -> bool {
-        self.single && !self.checkpoints(side)
-    }
-
-    /// Whether the backward pass goes block by block.
-    fn checkpoints(&self, side: Side) -> bool {
-        self.options.checkpointing || self.sync && matches!(side, Side::Image)
-    }
-
-    /// What of a tower is trained.
-    fn training(&self, side: Side) -> Training {
-        match side {
-            Side::Image => self.options.vision,
-            Side::Text => self.options.text,
-        }
-    }
-
-    /// The trained part of a tower, that of `model`, behind the part that is not trained.
-    fn tower(
-        &self,
-        side: Side,
-        model: &'a Clip,
-        batch: &MicroBatch,
-        rng: &'a SampleRng,
-        pass: Pass<'a>,
-        sync: Option<&'a SyncNorm<'a>>,
-    ) -> Tower<'a> {
-        let whole = |model: &'a Clip, pass: Pass<'a>| {
-            let device = model.device();
-            match side {
-                Side::Image => {
-                    let keep = model.keep_patches(self.options.mask_ratio, rng, &device);
-                    Tower::image(model, batch.pixels(&device), keep, pass, sync)
-                }
-                Side::Text => Tower::text(model, batch.tokens(&device), pass),
-            }
-        };
-        let tower = whole(model, pass);
-        let Training::Last(blocks) = self.training(side) else { return tower };
-        let locked = tower.blocks().saturating_sub(blocks);
-        let output = whole(self.plain, Pass::Eval).prefix(locked);
-        let output = if model.device().is_autodiff() { output.tracked() } else { output };
-        tower.after(locked, output)
-    }
-
-    /// Normalised features without a graph, and what is kept for the backward pass.
-    fn encode(
-        &self,
-        side: Side,
-        batch: &MicroBatch,
-        rng: &'a SampleRng,
-        sync: Option<&'a SyncNorm<'a>>,
-    ) -> (Tensor<2>, Kept) {
-        let tower = |model, pass| self.tower(side, model, batch, rng, pass, sync);
-        if self.training(side) == Training::Frozen {
-            return (tower(self.plain, Pass::Eval).features(), Kept::Frozen);
-        }
-        let pass = Pass::Train { rng, update_statistics: true };
-        match self.single {
-            true if self.keeps_graph(side) => {
-                let features = tower(self.model, pass).features();
-                (features.clone().inner(), Kept::Graph(features))
-            }
-            true => {
-                let (features, kept) = tower(self.plain, pass).checkpoint();
-                (features, Kept::Activations(kept))
-            }
-            false => (tower(self.plain, pass).features(), Kept::Nothing),
-        }
-    }
-
-    /// Gradients of the parameters, in parts, by those of the normalised features.
-    fn backward(
-        &self,
-        side: Side,
-        batch: &MicroBatch,
-        rng: &'a SampleRng,
-        kept: Kept,
-        gradient: Tensor<2>,
-        sync: Option<&'a SyncNorm<'a>>,
-    ) -> Vec<GradientsParams> {
-        let pass = Pass::Train { rng, update_statistics: false };
-        let tower = |model| self.tower(side, model, batch, rng, pass, sync);
-        let activations = match kept {
-            Kept::Frozen => return Vec::new(),
-            Kept::Graph(features) => return vec![self.whole(features, gradient)],
-            Kept::Nothing if !self.checkpoints(side) => {
-                let features = tower(self.model).features();
-                return vec![self.whole(features, gradient)];
-            }
-            Kept::Nothing => tower(self.plain).checkpoint().1,
-            Kept::Activations(kept) => kept,
-        };
-        let mut parts = Vec::new();
-        tower(self.model).backward(activations, gradient, &mut |gradients| {
-            parts.push(GradientsParams::from_grads(gradients, self.model));
-        });
-        parts
-    }
-
-    fn whole(&self, features: Tensor<2>, gradient: Tensor<2>) -> GradientsParams {
-        GradientsParams::from_grads(surrogate(features, gradient).backward(), self.model)
     }
 }
 

@@ -1,9 +1,10 @@
 //! One tower on one micro-batch: features, and gradients of its parameters by those of the
-//! features, with the graph of the whole tower or of one block at a time.
+//! features, one block at a time.
 //!
-//! Checkpointed (arXiv 1604.06174), a tower keeps the input of each block only. In the backward
-//! pass each block is run again with a graph, takes the gradient of its output, and gives those of
-//! its parameters and of its input; then its graph is dropped. A block of a transformer is a layer,
+//! A tower keeps the input and the graph of each block, or, checkpointed (arXiv 1604.06174), the
+//! input only: then each block is run again with a graph in the backward pass. There it takes the
+//! gradient of its output, and gives those of its parameters and of its input; then its graph is
+//! dropped, and the gradients of its parameters are handed on. A block of a transformer is a layer,
 //! one of a ResNet a stage.
 
 use burn::tensor::{Gradients, Int, Tensor};
@@ -26,13 +27,31 @@ pub enum Tower<'a> {
     Text(Text<'a>),
 }
 
-/// What a checkpointed tower keeps: the input of each block, and the output of the last.
+/// What a tower keeps between encoding and backward.
 #[derive(Debug)]
 pub enum Activations {
     /// Of a transformer: `[batch, tokens, width]`.
-    Tokens(Vec<Tensor<3>>),
+    Tokens(Trail<3>),
     /// Of a ResNet: `[batch, channels, height, width]`.
-    Maps(Vec<Tensor<4>>),
+    Maps(Trail<4>),
+}
+
+/// What is kept of the blocks.
+#[derive(Debug)]
+pub struct Trail<const D: usize> {
+    /// Input of each block, and of what follows the last.
+    inputs: Vec<Tensor<D>>,
+    /// Unless it is checkpointed.
+    graphs: Option<Graphs<D>>,
+}
+
+/// Graphs of the blocks, each from its input on.
+#[derive(Debug)]
+struct Graphs<const D: usize> {
+    /// Output of what is before the first block, if that is trained, and of each block.
+    outputs: Vec<Tensor<D>>,
+    /// Normalised features.
+    features: Tensor<2>,
 }
 
 impl<'a> Tower<'a> {
@@ -73,23 +92,24 @@ impl<'a> Tower<'a> {
     /// Input of block number `blocks`.
     pub fn prefix(&self, blocks: usize) -> Activations {
         match self {
-            Self::Vit(tower) => Activations::Tokens(vec![tower.prefix(blocks)]),
-            Self::ResNet(tower) => Activations::Maps(vec![tower.prefix(blocks)]),
-            Self::Text(tower) => Activations::Tokens(vec![tower.prefix(blocks)]),
+            Self::Vit(tower) => Activations::Tokens(Trail::of(tower.prefix(blocks))),
+            Self::ResNet(tower) => Activations::Maps(Trail::of(tower.prefix(blocks))),
+            Self::Text(tower) => Activations::Tokens(Trail::of(tower.prefix(blocks))),
         }
     }
 
-    /// The same without the first `blocks` and what is before them, given their output.
-    pub fn after(mut self, blocks: usize, output: Activations) -> Self {
-        match (&mut self, output) {
-            (Self::Vit(tower), Activations::Tokens(mut x)) => {
-                tower.start = x.pop().map(|x| (blocks, x));
+    /// The same without the first `blocks` and what is before them, whose output is the first of
+    /// `kept`.
+    pub fn after(mut self, blocks: usize, kept: &Activations) -> Self {
+        match (&mut self, kept) {
+            (Self::Vit(tower), Activations::Tokens(x)) => {
+                tower.start = x.first().map(|x| (blocks, x));
             }
-            (Self::Text(tower), Activations::Tokens(mut x)) => {
-                tower.start = x.pop().map(|x| (blocks, x));
+            (Self::Text(tower), Activations::Tokens(x)) => {
+                tower.start = x.first().map(|x| (blocks, x));
             }
-            (Self::ResNet(tower), Activations::Maps(mut x)) => {
-                tower.start = x.pop().map(|x| (blocks, x));
+            (Self::ResNet(tower), Activations::Maps(x)) => {
+                tower.start = x.first().map(|x| (blocks, x));
             }
             (_, Activations::Tokens(_) | Activations::Maps(_)) => {
                 unreachable!("output of another tower")
@@ -101,52 +121,89 @@ impl<'a> Tower<'a> {
     /// Normalised features `[batch, embed_dim]`.
     pub fn features(&self) -> Tensor<2> {
         match self {
-            Self::Vit(tower) => tower.run(|_| ()),
-            Self::ResNet(tower) => tower.run(|_| ()),
-            Self::Text(tower) => tower.run(|_| ()),
+            Self::Vit(tower) => Blocks::features(tower),
+            Self::ResNet(tower) => Blocks::features(tower),
+            Self::Text(tower) => Blocks::features(tower),
         }
     }
 
-    /// Normalised features, and what [`backward`](Self::backward) needs. The model should be
-    /// without autodiff.
-    pub fn checkpoint(&self) -> (Tensor<2>, Activations) {
-        let (mut tokens, mut maps) = (Vec::new(), Vec::new());
+    /// Normalised features without a graph, and what [`Activations::backward`] needs. Only a
+    /// model on an autodiff device has `graphs` to keep.
+    pub fn keep(&self, graphs: bool) -> (Tensor<2>, Activations) {
         match self {
             Self::Vit(tower) => {
-                (tower.run(|x| tokens.push(x.clone())), Activations::Tokens(tokens))
+                let (features, trail) = tower.keep(graphs);
+                (features, Activations::Tokens(trail))
             }
-            Self::ResNet(tower) => (tower.run(|x| maps.push(x.clone())), Activations::Maps(maps)),
+            Self::ResNet(tower) => {
+                let (features, trail) = tower.keep(graphs);
+                (features, Activations::Maps(trail))
+            }
             Self::Text(tower) => {
-                (tower.run(|x| tokens.push(x.clone())), Activations::Tokens(tokens))
-            }
-        }
-    }
-
-    /// Hands `collect` the gradients of the blocks, last block first, given those of the
-    /// normalised features. The model must be on an autodiff device.
-    pub fn backward(
-        &self,
-        activations: Activations,
-        gradient: Tensor<2>,
-        collect: &mut dyn FnMut(Gradients),
-    ) {
-        match (self, activations) {
-            (Self::Vit(tower), Activations::Tokens(x)) => tower.backward(x, gradient, collect),
-            (Self::Text(tower), Activations::Tokens(x)) => tower.backward(x, gradient, collect),
-            (Self::ResNet(tower), Activations::Maps(x)) => tower.backward(x, gradient, collect),
-            (_, Activations::Tokens(_) | Activations::Maps(_)) => {
-                unreachable!("activations of another tower")
+                let (features, trail) = tower.keep(graphs);
+                (features, Activations::Tokens(trail))
             }
         }
     }
 }
 
 impl Activations {
-    /// The same on an autodiff device.
-    pub fn tracked(self) -> Self {
+    /// Hands `collect` the gradients of the blocks, last block first, given those of the
+    /// normalised features. `tower` is asked for where blocks must be run again; its model is on an
+    /// autodiff device.
+    pub fn backward<'a>(
+        self,
+        tower: impl FnOnce(&Self) -> Tower<'a>,
+        gradient: Tensor<2>,
+        collect: &mut dyn FnMut(Gradients),
+    ) {
         match self {
-            Self::Tokens(x) => Self::Tokens(x.into_iter().map(track).collect()),
-            Self::Maps(x) => Self::Maps(x.into_iter().map(track).collect()),
+            Self::Tokens(Trail { inputs, graphs: Some(graphs) }) => {
+                graphs.backward(inputs, gradient, collect);
+            }
+            Self::Maps(Trail { inputs, graphs: Some(graphs) }) => {
+                graphs.backward(inputs, gradient, collect);
+            }
+            kept => match (tower(&kept), kept) {
+                (Tower::Vit(tower), Self::Tokens(x)) => tower.backward(x.inputs, gradient, collect),
+                (Tower::Text(tower), Self::Tokens(x)) => {
+                    tower.backward(x.inputs, gradient, collect)
+                }
+                (Tower::ResNet(tower), Self::Maps(x)) => {
+                    tower.backward(x.inputs, gradient, collect)
+                }
+                (_, Self::Tokens(_) | Self::Maps(_)) => {
+                    unreachable!("activations of another tower")
+                }
+            },
+        }
+    }
+}
+
+impl<const D: usize> Trail<D> {
+    fn of(x: Tensor<D>) -> Self {
+        Self { inputs: vec![x], graphs: None }
+    }
+
+    fn first(&self) -> Option<Tensor<D>> {
+        self.inputs.first().cloned()
+    }
+}
+
+impl<const D: usize> Graphs<D> {
+    fn backward(
+        self,
+        mut inputs: Vec<Tensor<D>>,
+        gradient: Tensor<2>,
+        collect: &mut dyn FnMut(Gradients),
+    ) {
+        let Self { mut outputs, features } = self;
+        let mut gradients = surrogate(features, gradient).backward();
+        loop {
+            let gradient = inputs.pop().and_then(|input| input.grad_remove(&mut gradients));
+            collect(gradients);
+            let (Some(gradient), Some(output)) = (gradient, outputs.pop()) else { return };
+            gradients = surrogate(output, gradient).backward();
         }
     }
 }
@@ -180,15 +237,44 @@ trait Blocks<const D: usize> {
         collect(surrogate(self.first(), gradient).backward());
     }
 
-    /// Normalised features; `see` is shown every [`Activations`] on the way.
-    fn run(&self, mut see: impl FnMut(&Tensor<D>)) -> Tensor<2> {
-        let (skipped, mut x) = self.start().unwrap_or_else(|| (0, self.first()));
-        see(&x);
-        for index in skipped..self.count() {
-            x = self.block(index, x);
-            see(&x);
-        }
+    /// Normalised features.
+    fn features(&self) -> Tensor<2> {
+        let (skipped, x) = self.start().unwrap_or_else(|| (0, self.first()));
+        let x = (skipped..self.count()).fold(x, |x, index| self.block(index, x));
         normalize(self.last(x))
+    }
+
+    /// Normalised features without a graph, and the trail to them.
+    fn keep(&self, graphs: bool) -> (Tensor<2>, Trail<D>) {
+        let start = self.start();
+        let trained = start.is_none();
+        let (skipped, mut x) = start.unwrap_or_else(|| (0, self.first()));
+        let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
+        // Each graph begins with the values the last one ended with.
+        let mut enter = |x: Tensor<D>, trained: bool| {
+            let input = match (graphs, trained) {
+                (false, _) => x,
+                (true, false) => track(x),
+                (true, true) => {
+                    let input = track(x.clone().inner()).require_grad();
+                    outputs.push(x);
+                    input
+                }
+            };
+            inputs.push(input.clone());
+            input
+        };
+        for index in skipped..self.count() {
+            x = self.block(index, enter(x, trained || index > skipped));
+        }
+        let features = normalize(self.last(enter(x, trained || self.count() > skipped)));
+        match graphs {
+            false => (features, Trail { inputs, graphs: None }),
+            true => {
+                let graphs = Graphs { outputs, features: features.clone() };
+                (features.inner(), Trail { inputs, graphs: Some(graphs) })
+            }
+        }
     }
 
     fn prefix(&self, blocks: usize) -> Tensor<D> {

@@ -29,9 +29,11 @@ fn micro_batches_and_checkpointing_do_not_change_the_gradient() {
             let output = run(&model, parts, StepOptions { checkpointing, ..options });
             let error = worst(&gradients(&model, &output), &expected_gradients);
             assert!(error < 1e-5, "{parts} parts, checkpointing {checkpointing}: {error:e}");
-            assert!((output.loss - expected.loss).abs() < 1e-6 * expected.loss);
-            assert_eq!(output.image_accuracy, expected.image_accuracy);
-            assert_eq!(output.text_accuracy, expected.text_accuracy);
+            assert!(
+                (output.figures.loss - expected.figures.loss).abs() < 1e-6 * expected.figures.loss
+            );
+            assert_eq!(output.figures.image_accuracy, expected.figures.image_accuracy);
+            assert_eq!(output.figures.text_accuracy, expected.figures.text_accuracy);
         }
     }
 }

@@ -92,7 +92,7 @@ fn a_batch_may_be_cut_into_micro_batches() {
     for cuts in [vec![0, 2, 5], vec![0, 1, 2, 3, 4, 5]] {
         let parts: Vec<MicroBatch> = cuts.windows(2).map(|c| cut(c[0], c[1])).collect();
         let output = run_step(&model, &parts, options);
-        assert!((output.loss - expected.loss).abs() < 1e-6 * expected.loss);
+        assert!((output.figures.loss - expected.figures.loss).abs() < 1e-6 * expected.figures.loss);
         for (key, values) in gradients(&model, &output.gradients) {
             let error = relative_error(&values, &expected_gradients[&key]);
             assert!(error < 1e-5 || has_zero_gradient(&key), "{key}: {error}");
@@ -125,7 +125,7 @@ fn towers_at_the_same_time_give_the_same_gradients() {
         let values = |concurrent_towers| {
             let options = StepOptions { concurrent_towers, ..Default::default() };
             let output = run_step(&model, &batch, options);
-            (output.loss, gradients(&model, &output.gradients))
+            (output.figures.loss, gradients(&model, &output.gradients))
         };
         assert_eq!(values(true), values(false));
     }
@@ -135,8 +135,9 @@ fn towers_at_the_same_time_give_the_same_gradients() {
 fn masks_repeat_with_the_seed() {
     let model = load("vit_tiny", 0.3);
     let batch = [recorded_batch("vit_tiny")];
-    let loss =
-        |seed, at| Step::local(StepOptions::default(), seed).run(&model, &batch, at).unwrap().loss;
+    let loss = |seed, at| {
+        Step::local(StepOptions::default(), seed).run(&model, &batch, at).unwrap().figures.loss
+    };
     assert_eq!(loss(1, 5), loss(1, 5));
     assert_ne!(loss(1, 5), loss(1, 6));
     assert_ne!(loss(1, 5), loss(2, 5));
@@ -194,9 +195,9 @@ fn distillation_gives_the_recorded_losses_and_gradients() {
             let parts: Vec<MicroBatch> = cuts.windows(2).map(|c| cut(c[0], c[1])).collect();
             let local = Step::local(StepOptions::default(), 1);
             let output = Step { teacher: Some(&teacher), ..local }.run(&model, &parts, 0).unwrap();
-            let weighted = output.distillation.unwrap();
+            let weighted = output.figures.distillation.unwrap();
             golden.check("kd_loss", &[weighted / weight as f32], 1e-4);
-            golden.check("total_loss", &[output.loss], 1e-4);
+            golden.check("total_loss", &[output.figures.loss], 1e-4);
             check(&compare_gradients(&golden, "grad.", &gradients(&model, &output.gradients)));
         }
     }

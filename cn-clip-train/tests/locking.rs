@@ -5,12 +5,8 @@
 #[path = "support/steps.rs"]
 mod steps;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
-use burn::{
-    module::{Module, ModuleVisitor, Param, ParamId},
-    tensor::Tensor,
-};
 use cn_clip_model::{
     Clip, Precision,
     checkpoint::{AdamWSettings, ParamSpec, SaveOptimizer, parameters},
@@ -19,7 +15,7 @@ use cn_clip_train::{
     optimizer::{AdamW, DecayGroups},
     step::{StepOptions, Training},
 };
-use steps::{gradients, model, run, worst};
+use steps::{gradients, model, run, values, worst};
 
 const SETTINGS: AdamWSettings = AdamWSettings {
     learning_rate: 1e-3,
@@ -40,19 +36,6 @@ const PARTIAL: StepOptions = StepOptions {
     concurrent_towers: false,
     sync_norm: false,
 };
-
-fn values(model: &Clip) -> HashMap<String, Vec<f32>> {
-    struct Reader(HashMap<ParamId, Vec<f32>>);
-    impl ModuleVisitor for Reader {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            self.0.insert(param.id, param.val().into_data().try_into_vec().unwrap());
-        }
-    }
-    let mut reader = Reader(HashMap::new());
-    model.visit(&mut reader);
-    let named = |spec: &ParamSpec| Some((spec.key.clone(), reader.0.remove(&spec.id)?));
-    parameters(model).iter().filter(|spec| !spec.buffer).filter_map(named).collect()
-}
 
 /// Keys of the parameters that a step gives a gradient, without the parts below a block.
 fn trained(model: &Clip, options: StepOptions) -> BTreeSet<String> {

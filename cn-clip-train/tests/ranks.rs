@@ -95,7 +95,7 @@ fn two_ranks_give_the_recorded_gradients_of_gather_with_grad() {
             };
             Some(data.iter::<f32>().collect())
         };
-        Ok((output.loss, by_key(&model, read)))
+        Ok((output.figures.loss, by_key(&model, read)))
     });
     let norm = |values: &[f32]| values.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
     for (rank, (loss, gradients)) in outputs.unwrap().into_iter().enumerate() {

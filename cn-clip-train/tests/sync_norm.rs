@@ -84,12 +84,15 @@ fn check(world: usize, parts: usize, options: StepOptions, limit: f64) {
     let outputs = on_threads(world, |rank| {
         let model = resnet(seed);
         let output = run_rank(rank, &model, parts, options);
-        Ok((output.loss, gradients(&model, &output), running_statistics(&model)))
+        Ok((output.figures.loss, gradients(&model, &output), running_statistics(&model)))
     });
     for (loss, gradients, statistics) in outputs.unwrap() {
         let error = worst(&gradients, &expected_gradients);
         assert!(error < limit, "{world} ranks, {parts} parts, {options:?}: {error:e}");
-        assert!(f64::from((loss - expected.loss).abs()) < limit * f64::from(expected.loss));
+        assert!(
+            f64::from((loss - expected.figures.loss).abs())
+                < limit * f64::from(expected.figures.loss)
+        );
         for (own, one) in statistics.iter().zip(&expected_statistics) {
             assert!(f64::from((own - one).abs()) < limit * f64::from(one.abs().max(1.0)));
         }
@@ -136,7 +139,7 @@ fn a_rank_that_is_lost_between_two_norms_ends_the_step() {
         }
         let options = StepOptions { sync_norm: true, ..Default::default() };
         let step = Step { options, communicator: rank, teacher: None, seed: 5 };
-        step.run(&resnet(0), &[share(&cut(1)[0], 0, 2)], 0).map(|output| output.loss)
+        step.run(&resnet(0), &[share(&cut(1)[0], 0, 2)], 0).map(|output| output.figures.loss)
     });
     let message = outcome.unwrap_err().to_string();
     assert!(message.contains("out of memory"), "{message}");

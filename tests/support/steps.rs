@@ -123,9 +123,9 @@ pub fn step(variant: &str, device: &Device, options: StepOptions) -> Errors {
     let model = load_on(variant, &device.clone().autodiff());
     let output = run_step(&model, &[recorded_batch(variant)], options);
     let mut errors = compare_gradients(&golden, "grad.", &gradients(&model, &output.gradients));
-    errors.add_recorded(&golden, "loss", &[output.loss]);
-    errors.add_recorded(&golden, "i2t_acc", &[output.image_accuracy]);
-    errors.add_recorded(&golden, "t2i_acc", &[output.text_accuracy]);
+    errors.add_recorded(&golden, "loss", &[output.figures.loss]);
+    errors.add_recorded(&golden, "i2t_acc", &[output.figures.image_accuracy]);
+    errors.add_recorded(&golden, "t2i_acc", &[output.figures.text_accuracy]);
     if variant == "rn_tiny" {
         let after = values(&model);
         for name in golden.tensors.keys() {
@@ -230,7 +230,7 @@ pub fn adamw(variant: &str, device: &Device, host: bool) -> Errors {
         assert!((rate - expected["lr"].as_f64().unwrap()).abs() < 1e-12);
         let output = run_step(&model, std::slice::from_ref(batch), StepOptions::default());
         let loss = expected["loss"].as_f64().unwrap() as f32;
-        errors.add(&format!("loss of step {index}"), &[output.loss], &[loss]);
+        errors.add(&format!("loss of step {index}"), &[output.figures.loss], &[loss]);
         model = optimizer.step(model, output.gradients, rate, 1.0);
         if index == 2 {
             let words = "bert.embeddings.word_embeddings.weight";

@@ -36,13 +36,14 @@ impl Trainer {
     pub fn step(&mut self, batch: &MicroBatch) -> anyhow::Result<f32> {
         let model = self.model.take().context("an earlier step failed")?;
         let step = Step::local(self.options, 0);
-        let output = step.run(&model, std::slice::from_ref(batch), self.steps)?;
-        let model = self.optimizer.step(model, output.gradients, SETTINGS.learning_rate, 1.0);
+        let absorb = |part| self.optimizer.absorb(&model, part, 1.0, false);
+        let figures = step.run_into(&model, std::slice::from_ref(batch), self.steps, &absorb)?;
+        let model = self.optimizer.apply(model, SETTINGS.learning_rate);
         // Waits for the device.
         model.valid().logit_scale.val().into_data();
         self.model = Some(model);
         self.steps += 1;
-        Ok(output.loss)
+        Ok(figures.loss)
     }
 }
 

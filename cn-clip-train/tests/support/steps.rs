@@ -121,6 +121,20 @@ pub fn run(model: &Clip, parts: usize, options: StepOptions) -> StepOutput {
     Step::local(options, 5).run(model, &cut(parts), 9).unwrap()
 }
 
+/// Parameters by official key.
+pub fn values(model: &Clip) -> HashMap<String, Vec<f32>> {
+    struct Reader(HashMap<ParamId, Vec<f32>>);
+    impl ModuleVisitor for Reader {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.0.insert(param.id, param.val().into_data().try_into_vec().unwrap());
+        }
+    }
+    let mut reader = Reader(HashMap::new());
+    model.visit(&mut reader);
+    let named = |spec: &ParamSpec| Some((spec.key.clone(), reader.0.remove(&spec.id)?));
+    parameters(model).iter().filter(|spec| !spec.buffer).filter_map(named).collect()
+}
+
 /// Running means and variances of all batch norms.
 pub fn running_statistics(model: &Clip) -> Vec<f32> {
     struct Reader(Vec<(ParamId, Vec<f32>)>);
