@@ -1,5 +1,7 @@
 //! Contrastive training of Chinese-CLIP: one exact step for every way of training.
 
+mod blocks;
+mod both;
 pub mod communicator;
 mod config;
 mod depth;

@@ -52,63 +52,50 @@ pub fn widen(model: &Clip, gradients: GradientsParams, factor: f64) -> Gradients
     widener.wide
 }
 
-/// Sums the gradients of all ranks, which have gradients of the same parameters.
-pub fn sum_gradients(
-    model: &Clip,
-    gradients: GradientsParams,
-    communicator: &dyn Communicator,
-) -> Result<GradientsParams, TrainError> {
-    if communicator.world_size() == 1 {
-        return Ok(gradients);
-    }
-    let mut reducer = Reducer {
-        gradients,
-        communicator,
-        device: model.device().inner(),
-        bucket: Vec::new(),
-        waiting: Vec::new(),
-        sums: GradientsParams::new(),
-        error: None,
-    };
-    model.visit(&mut reducer);
-    reducer.flush();
-    match reducer.error {
-        Some(error) => Err(error),
-        None => Ok(reducer.sums),
-    }
-}
-
 /// Takes the next values of a sum as the gradient of a parameter.
 type Register = Box<dyn FnOnce(Vec<f32>, &Device, &mut GradientsParams)>;
 
-struct Reducer<'a> {
-    gradients: GradientsParams,
+/// Sums the gradients of all ranks, a bucket at a time. Every rank adds gradients of the same
+/// parameters in the same order.
+pub struct Reducer<'a> {
+    model: &'a Clip,
     communicator: &'a dyn Communicator,
+    /// Is given the sums.
+    take: &'a dyn Fn(GradientsParams),
     device: Device,
     bucket: Vec<f32>,
     /// Gradients in the bucket: their sizes, and what becomes of their sums.
     waiting: Vec<(usize, Register)>,
-    sums: GradientsParams,
     error: Option<TrainError>,
 }
 
-impl ModuleVisitor for Reducer<'_> {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let Some(gradient) = self.gradients.remove::<D>(param.id) else { return };
-        let (id, shape) = (param.id, gradient.dims());
-        let register: Register = Box::new(move |sum, device, sums| {
-            sums.register::<D>(id, Tensor::from_data(TensorData::new(sum, shape), device));
-        });
-        let start = self.bucket.len();
-        self.bucket.extend(gradient.into_data().iter::<f32>());
-        self.waiting.push((self.bucket.len() - start, register));
-        if self.bucket.len() >= BUCKET {
-            self.flush();
-        }
+impl<'a> Reducer<'a> {
+    /// A sum that is given to `take`.
+    pub fn new(
+        model: &'a Clip,
+        communicator: &'a dyn Communicator,
+        take: &'a dyn Fn(GradientsParams),
+    ) -> Self {
+        let device = model.device().inner();
+        let (bucket, waiting) = (Vec::new(), Vec::new());
+        Self { model, communicator, take, device, bucket, waiting, error: None }
     }
-}
 
-impl Reducer<'_> {
+    /// Adds gradients of parameters that had none.
+    pub fn add(&mut self, gradients: GradientsParams) {
+        if self.communicator.world_size() == 1 {
+            return (self.take)(gradients);
+        }
+        let model = self.model;
+        model.visit(&mut Filler { gradients, reducer: self });
+    }
+
+    /// Sums what is left.
+    pub fn finish(mut self) -> Result<(), TrainError> {
+        self.flush();
+        self.error.map_or(Ok(()), Err)
+    }
+
     fn flush(&mut self) {
         if self.error.is_some() || self.bucket.is_empty() {
             return;
@@ -116,13 +103,37 @@ impl Reducer<'_> {
         match self.communicator.all_reduce_sum(std::mem::take(&mut self.bucket)) {
             Err(error) => self.error = Some(error),
             Ok(sum) => {
-                let mut rest = &sum[..];
+                let (mut rest, mut sums) = (&sum[..], GradientsParams::new());
                 for (count, register) in self.waiting.drain(..) {
                     let (own, tail) = rest.split_at(count.min(rest.len()));
-                    register(own.to_vec(), &self.device, &mut self.sums);
+                    register(own.to_vec(), &self.device, &mut sums);
                     rest = tail;
                 }
+                (self.take)(sums);
             }
+        }
+    }
+}
+
+/// Puts gradients into the bucket.
+struct Filler<'a, 'b> {
+    gradients: GradientsParams,
+    reducer: &'a mut Reducer<'b>,
+}
+
+impl ModuleVisitor for Filler<'_, '_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let Some(gradient) = self.gradients.remove::<D>(param.id) else { return };
+        let (id, shape) = (param.id, gradient.dims());
+        let register: Register = Box::new(move |sum, device, sums| {
+            sums.register::<D>(id, Tensor::from_data(TensorData::new(sum, shape), device));
+        });
+        let reducer = &mut *self.reducer;
+        let start = reducer.bucket.len();
+        reducer.bucket.extend(gradient.into_data().iter::<f32>());
+        reducer.waiting.push((reducer.bucket.len() - start, register));
+        if reducer.bucket.len() >= BUCKET {
+            reducer.flush();
         }
     }
 }

@@ -17,12 +17,13 @@ use cn_clip_model::{Clip, ImageTower, Precision, SampleRng, token_tensor};
 
 use crate::{
     TrainError,
+    both::{both, in_order},
     communicator::{Communicator, Local},
     depth::Side,
     distill::{Teacher, distill},
     encoder::{Encoder, Input},
     loss::{Gathered, tile_columns},
-    reduce::{average_statistics, gather_rows, sum_gradients, widen},
+    reduce::{Reducer, average_statistics, gather_rows, widen},
     sync_norm::SyncNorm,
 };
 
@@ -102,6 +103,9 @@ pub struct Figures {
     pub text_accuracy: f32,
 }
 
+/// Is given gradients as they come.
+type Give<'a> = &'a mut dyn FnMut(GradientsParams);
+
 /// How steps are made.
 #[derive(Clone, Copy)]
 pub struct Step<'a> {
@@ -144,9 +148,10 @@ impl Step<'_> {
         Ok(StepOutput { gradients: all.grads(), figures })
     }
 
-    /// As [`run`](Self::run), but hands the gradients to `take`, in parts, each parameter once. On
-    /// one rank with one micro-batch that is as soon as a block has them, from the threads of both
-    /// towers; else all at the end.
+    /// As [`run`](Self::run), but hands the gradients to `take`, in parts, each parameter once. With
+    /// one micro-batch that is as soon as a block has them, from the threads of both towers; with
+    /// several ranks a bucket at a time, summed while the towers go on; with several micro-batches
+    /// at the end.
     pub fn run_into(
         &self,
         model: &Clip,
@@ -201,37 +206,47 @@ impl Step<'_> {
         let distilled = self.distill(batches, gathered.own_image(), &mut gradient.image);
 
         let upscale = options.loss_scale.unwrap_or(1.0);
-        let at_once = single && communicator.world_size() == 1;
+        let mut reducer = Reducer::new(model, communicator, take);
         let mut accumulator = GradientsAccumulator::<Clip>::new();
         let mut start = 0;
         for ((image, text), (kept_image, kept_text)) in inputs().zip(kept) {
             let range = start..start + image.batch.size;
             start = range.end;
-            let backward = |input, sync, kept, gradient: &Tensor<2>| {
+            let backward = |input, sync, kept, gradient: &Tensor<2>, give: Give<'_>| {
                 let part = gradient.clone().slice_dim(0, range.clone());
                 let part = if upscale == 1.0 { part } else { part * upscale };
-                let mut parts = Vec::new();
                 encoder.backward(input, sync, kept, part, &mut |part| {
-                    let part = match options.precision {
+                    give(match options.precision {
                         Precision::Fp32 => part,
                         _ => widen(model, part, 1.0 / upscale),
-                    };
-                    if at_once { take(part) } else { parts.push(part) }
+                    });
                 });
-                parts
             };
-            let image = |sync| backward(image, sync, kept_image, &gradient.image);
-            let text = || backward(text, None, kept_text, &gradient.text);
-            let (image, text) = match &sync {
-                Some(_) => (image(sync.as_ref()), text()),
-                None => both(options.concurrent_towers, || image(None), text),
+            let image =
+                |sync, give: Give<'_>| backward(image, sync, kept_image, &gradient.image, give);
+            let text = |give: Give<'_>| backward(text, None, kept_text, &gradient.text, give);
+            let mut receive = |part| match single {
+                true => reducer.add(part),
+                false => accumulator.accumulate(model, part),
             };
-            image.into_iter().chain(text).for_each(|part| accumulator.accumulate(model, part));
+            if let Some(sync) = &sync {
+                text(&mut receive);
+                image(Some(sync), &mut receive);
+            } else if single && communicator.world_size() == 1 {
+                let (image, text) =
+                    (|| image(None, &mut |part| take(part)), || text(&mut |part| take(part)));
+                both(options.concurrent_towers, image, text);
+            } else {
+                // The text tower is done sooner: its gradients need not wait.
+                let image = |give: Give<'_>| image(None, give);
+                in_order(options.concurrent_towers, text, image, &mut receive);
+            }
         }
         sync.as_ref().map_or(Ok(()), SyncNorm::check)?;
         let mut gradients = accumulator.grads();
         gradients.register(model.logit_scale.id, gradient.logit_scale);
-        take(sum_gradients(model, gradients, communicator)?);
+        reducer.add(gradients);
+        reducer.finish()?;
         average_statistics(model, communicator)?;
 
         let counts = [local.image_correct as f32, local.text_correct as f32];
@@ -268,18 +283,6 @@ impl Step<'_> {
             SampleRng::for_step(self.seed, index, samples)
         };
         batches.iter().map(stream).collect()
-    }
-}
-
-/// Runs both, at the same time if `concurrently`.
-fn both<A: Send, B: Send>(
-    concurrently: bool,
-    image: impl FnOnce() -> A + Send,
-    text: impl FnOnce() -> B + Send,
-) -> (A, B) {
-    match concurrently {
-        true => rayon::join(image, text),
-        false => (image(), text()),
     }
 }
 

@@ -19,9 +19,9 @@ use cn_clip_model::{
 
 use crate::{
     TrainError,
+    blocks::{surrogate, through},
     communicator::Communicator,
     reduce::values,
-    tower::{surrogate, through},
 };
 
 /// Dimensions a batch norm takes its means over.

@@ -45,6 +45,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Build LMDB data sets from `<split>_imgs.tsv` and `<split>_texts.jsonl`
+    #[command(alias = "build_lmdb_dataset")]
     BuildLmdbDataset(build_lmdb_dataset::BuildLmdbDatasetArgs),
     /// Turn a data set into another form: tar shards, parquet, texts or LMDB
     Shard(shard::ShardArgs),
@@ -53,22 +54,29 @@ pub enum Command {
     /// Train or fine-tune a model
     Train(Box<train::TrainArgs>),
     /// Write features of pictures and texts
+    #[command(alias = "extract_features")]
     ExtractFeatures(extract_features::ExtractFeaturesArgs),
     /// For each text, find the best pictures
+    #[command(alias = "make_topk_predictions")]
     MakeTopkPredictions(make_topk_predictions::MakeTopkPredictionsArgs),
     /// For each picture, find the best texts
+    #[command(alias = "make_topk_predictions_tr")]
     MakeTopkPredictionsTr(make_topk_predictions::MakeTopkPredictionsArgs),
     /// Turn text-to-picture annotations into picture-to-text ones
+    #[command(alias = "transform_ir_annotation_to_tr")]
     TransformIrAnnotationToTr(transform_ir_annotation::TransformIrAnnotationArgs),
     /// Score text-to-picture predictions
     Evaluation(evaluation::EvaluationArgs),
     /// Score picture-to-text predictions
+    #[command(alias = "evaluation_tr")]
     EvaluationTr(evaluation::EvaluationArgs),
     /// Score features in both directions at once
     Recall(recall::RecallArgs),
     /// Classify pictures by the names of their classes
+    #[command(alias = "zeroshot_evaluation")]
     ZeroshotEvaluation(zeroshot_evaluation::ZeroshotEvaluationArgs),
     /// Classify by a linear layer on frozen features
+    #[command(alias = "linear_probe")]
     LinearProbe(linear_probe::LinearProbeArgs),
     /// Print how well texts fit pictures
     Similarity(similarity::SimilarityArgs),
@@ -139,4 +147,22 @@ fn note(text: &str) {
 pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let broken = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
     error.chain().any(|cause| cause.downcast_ref().is_some_and(broken))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn commands_may_be_spelled_like_the_scripts_of_the_python_program() {
+        for command in Cli::command().get_subcommands() {
+            let snake = command.get_name().replace('-', "_");
+            assert!(
+                snake == command.get_name() || command.get_all_aliases().any(|name| name == snake),
+                "{snake}"
+            );
+        }
+    }
 }

@@ -15,7 +15,7 @@ use cn_clip_model::{
     Clip, ClipConfig, DeviceSpec,
     checkpoint::{self, Progress},
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     machine::Machine,
@@ -24,6 +24,18 @@ use crate::{
     plot::{Line, log_log},
     release,
 };
+
+const ENCODE_IMAGE: &str = "encode-image";
+const ENCODE_TEXT: &str = "encode-text";
+const TRAIN_STEP: &str = "train-step";
+const CHECKPOINTED: &str = "checkpointed";
+const LMDB_BUILD: &str = "lmdb-build";
+const EXTRACTION: &str = "extraction";
+const TOP_K: &str = "top-k";
+const BY_RANKS: &str = "ranks";
+/// Every kind of point.
+const KINDS: [&str; 8] =
+    [ENCODE_IMAGE, ENCODE_TEXT, TRAIN_STEP, CHECKPOINTED, LMDB_BUILD, EXTRACTION, TOP_K, BY_RANKS];
 
 /// Flags of `cargo xtask curves`.
 #[derive(Debug, Args)]
@@ -40,22 +52,25 @@ pub struct CurvesArgs {
     /// Most ranks of it
     #[arg(long, default_value_t = 2)]
     most_ranks: usize,
+    /// Only these kinds of points; those of other kinds stay as curves.json has them
+    #[arg(long, value_name = "KIND", value_delimiter = ',')]
+    only: Vec<String>,
     /// Directory of curves.json and the plots
     #[arg(long, default_value = "docs/performance", value_name = "DIR")]
     output: PathBuf,
 }
 
 /// A measured point.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Point {
-    what: &'static str,
+    what: String,
     /// Batch, rows or ranks.
     size: usize,
     seconds: f64,
     peak_mib: f64,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Curves {
     machine: Machine,
     batch: Vec<Point>,
@@ -66,8 +81,15 @@ struct Curves {
 /// Measures and draws.
 pub fn run(args: &CurvesArgs) -> anyhow::Result<()> {
     release::again()?;
+    if let Some(kind) = args.only.iter().find(|kind| !KINDS.contains(&kind.as_str())) {
+        bail!("--only {kind}: kinds are {}", KINDS.join(", "));
+    }
+    let wanted = |kind: &str| args.only.is_empty() || args.only.iter().any(|only| only == kind);
     let machine = Machine::here();
-    let mut curves = Curves { machine, batch: Vec::new(), rows: Vec::new(), ranks: Vec::new() };
+    let mut curves = match args.only.is_empty() {
+        true => Curves { machine, batch: Vec::new(), rows: Vec::new(), ranks: Vec::new() },
+        false => others(&args.output.join("curves.json"), machine, wanted)?,
+    };
     println!("{}", curves.machine.line());
     println!(
         "{:<14} {:>9} {:>10} {:>12} {:>10}",
@@ -78,12 +100,12 @@ pub fn run(args: &CurvesArgs) -> anyhow::Result<()> {
             .take_while(move |size| *size <= last)
     };
     for (what, case, flag) in [
-        ("encode-image", "encode-image", None),
-        ("encode-text", "encode-text", None),
-        ("train-step", "train-step", None),
-        ("checkpointed", "train-step", Some("--grad-checkpointing")),
+        (ENCODE_IMAGE, "encode-image", None),
+        (ENCODE_TEXT, "encode-text", None),
+        (TRAIN_STEP, "train-step", None),
+        (CHECKPOINTED, "train-step", Some("--grad-checkpointing")),
     ] {
-        for batch in sizes(1, 2, args.largest_batch) {
+        for batch in sizes(1, 2, args.largest_batch).filter(|_| wanted(what)) {
             let rounds = if batch <= 8 { 3 } else { 1 };
             let mut flags = vec![format!("--batch={batch}"), format!("--rounds={rounds}")];
             flags.extend(flag.map(str::to_string));
@@ -91,11 +113,16 @@ pub fn run(args: &CurvesArgs) -> anyhow::Result<()> {
         }
     }
     for rows in sizes(1_000, 10, args.largest_rows) {
-        curves.rows.extend(data_set(rows)?);
-        let measured = bench("top-k", &[format!("--pairs={rows}"), "--rounds=1".to_string()])?;
-        curves.rows.push(point("top-k", rows, &measured));
+        if wanted(LMDB_BUILD) || wanted(EXTRACTION) {
+            let points = data_set(rows)?;
+            curves.rows.extend(points.into_iter().filter(|point| wanted(&point.what)));
+        }
+        if wanted(TOP_K) {
+            let measured = bench("top-k", &[format!("--pairs={rows}"), "--rounds=1".to_string()])?;
+            curves.rows.push(point(TOP_K, rows, &measured));
+        }
     }
-    if let Some(program) = &args.mpi {
+    if let Some(program) = args.mpi.as_ref().filter(|_| wanted(BY_RANKS)) {
         for ranks in sizes(1, 2, args.most_ranks) {
             curves.ranks.push(ranks_step(program, ranks)?);
         }
@@ -103,16 +130,36 @@ pub fn run(args: &CurvesArgs) -> anyhow::Result<()> {
     draw(&curves, &args.output)
 }
 
+/// The points of other kinds than the wanted that a file holds, measured on this machine.
+fn others(path: &Path, machine: Machine, wanted: impl Fn(&str) -> bool) -> anyhow::Result<Curves> {
+    let text = fs::read_to_string(path)
+        .with_context(|| format!("{}: without --only it is made", path.display()))?;
+    let mut curves: Curves =
+        serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+    let (here, there) = (&machine.processor, &curves.machine.processor);
+    if here != there {
+        bail!(
+            "{} was measured on {there}, and this is {here}: leave --only out, or give another \
+             --output",
+            path.display()
+        );
+    }
+    for points in [&mut curves.batch, &mut curves.rows, &mut curves.ranks] {
+        points.retain(|point| !wanted(&point.what));
+    }
+    Ok(Curves { machine, ..curves })
+}
+
 /// A point at which each time is that of as many items as its size.
-fn point(what: &'static str, size: usize, measured: &Measured) -> Point {
+fn point(what: &str, size: usize, measured: &Measured) -> Point {
     point_of(size, what, size, measured)
 }
 
-fn point_of(items: usize, what: &'static str, size: usize, measured: &Measured) -> Point {
+fn point_of(items: usize, what: &str, size: usize, measured: &Measured) -> Point {
     let (seconds, peak_mib) = (median(&measured.seconds), measured.peak_mib);
     let rate = items as f64 / seconds;
     println!("{what:<14} {size:>9} {seconds:>10.3} {rate:>12.1} {peak_mib:>10.0}");
-    Point { what, size, seconds, peak_mib }
+    Point { what: what.to_string(), size, seconds, peak_mib }
 }
 
 fn bench(case: &str, flags: &[String]) -> anyhow::Result<Measured> {
@@ -157,7 +204,7 @@ fn ranks_step(program: &Path, ranks: usize) -> anyhow::Result<Point> {
     if seconds.is_empty() {
         bail!("{}: no steps", path.display());
     }
-    Ok(point_of(PAIRS, "step by ranks", ranks, &Measured { seconds, peak_mib }))
+    Ok(point_of(PAIRS, BY_RANKS, ranks, &Measured { seconds, peak_mib }))
 }
 
 /// What a training run logs of a step.
@@ -176,14 +223,14 @@ fn data_set(rows: usize) -> anyhow::Result<[Point; 2]> {
     let program = release::program()?;
     let mut build = Command::new(&program);
     build.args(["build-lmdb-dataset", "--splits", "rows", "--data-dir"]).arg(directory);
-    let build = point("lmdb-build", rows, &timed(build)?);
+    let build = point(LMDB_BUILD, rows, &timed(build)?);
     let mut extract = Command::new(&program);
     extract.args(["extract-features", "--extract-image-feats", "--image-data"]);
     extract.arg(directory.join("lmdb/rows/imgs"));
     extract.arg("--image-feat-output-path").arg(directory.join("features.jsonl"));
     extract.arg("--resume").arg(directory.join("weights.pt"));
     extract.arg("--vision-model").arg(&config[0]).arg("--text-model").arg(&config[1]);
-    Ok([build, point("extraction", rows, &timed(extract)?)])
+    Ok([build, point(EXTRACTION, rows, &timed(extract)?)])
 }
 
 fn timed(mut command: Command) -> anyhow::Result<Measured> {
@@ -277,9 +324,9 @@ fn lines(points: &[Point], value: fn(&Point) -> f64) -> Vec<Line> {
     let mut lines: Vec<Line> = Vec::new();
     for point in points {
         let place = (point.size as f64, value(point));
-        match lines.iter_mut().find(|(name, _)| name == point.what) {
+        match lines.iter_mut().find(|(name, _)| *name == point.what) {
             Some((_, line)) => line.push(place),
-            None => lines.push((point.what.to_string(), vec![place])),
+            None => lines.push((point.what.clone(), vec![place])),
         }
     }
     lines
@@ -301,10 +348,34 @@ mod tests {
 
     #[test]
     fn a_line_for_each_kind() {
-        let point = |what, size| Point { what, size, seconds: 2.0, peak_mib: 3.0 };
+        let point =
+            |what: &str, size| Point { what: what.to_string(), size, seconds: 2.0, peak_mib: 3.0 };
         let points = [point("a", 1), point("b", 1), point("a", 10)];
         let lines = lines(&points, |point| point.seconds);
         assert_eq!(lines[0], ("a".to_string(), vec![(1.0, 2.0), (10.0, 2.0)]));
         assert_eq!(lines[1], ("b".to_string(), vec![(1.0, 2.0)]));
+    }
+
+    #[test]
+    fn points_of_other_kinds_stay() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("curves.json");
+        let point =
+            |what: &str| Point { what: what.to_string(), size: 1, seconds: 2.0, peak_mib: 3.0 };
+        let curves = Curves {
+            machine: Machine::here(),
+            batch: vec![point(TRAIN_STEP), point(ENCODE_TEXT)],
+            rows: vec![point(TOP_K)],
+            ranks: vec![point(BY_RANKS)],
+        };
+        fs::write(&path, serde_json::to_vec(&curves).unwrap()).unwrap();
+        let kept = others(&path, Machine::here(), |kind| kind == TRAIN_STEP).unwrap();
+        let kinds = [kept.batch, kept.rows, kept.ranks];
+        let kinds: Vec<&str> = kinds.iter().flatten().map(|point| point.what.as_str()).collect();
+        assert_eq!(kinds, [ENCODE_TEXT, TOP_K, BY_RANKS]);
+
+        let elsewhere = Machine { processor: "another".to_string(), ..Machine::here() };
+        let error = others(&path, elsewhere, |_| true).unwrap_err().to_string();
+        assert!(error.contains("was measured on"), "{error}");
     }
 }

@@ -2,17 +2,17 @@
 
 use std::{fs, thread};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What matters of it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Machine {
     /// Name of the processor.
     pub processor: String,
     /// Threads that can run at a time.
     pub threads: usize,
     /// Sets of vector instructions.
-    pub vectors: Vec<&'static str>,
+    pub vectors: Vec<String>,
     /// System and architecture.
     pub system: String,
     /// Processes that wanted to run during the last minute, on average.
@@ -39,7 +39,11 @@ impl Machine {
                 number("model\t")
             ),
             threads: thread::available_parallelism().map_or(0, usize::from),
-            vectors: known.into_iter().filter(|flag| flags.contains(flag)).collect(),
+            vectors: known
+                .iter()
+                .filter(|flag| flags.contains(flag))
+                .map(ToString::to_string)
+                .collect(),
             system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
             load: load.and_then(|load| load.split(' ').next()?.parse().ok()),
         }
