@@ -7,7 +7,6 @@ use std::{
     time::Duration,
 };
 
-use anyhow::bail;
 use clap::{Args, ValueEnum};
 use cn_clip_data::{image::SizeLimit, tokenizer::CONTEXT_LENGTH};
 use cn_clip_eval::{
@@ -72,7 +71,7 @@ impl IndexArg {
             #[cfg(feature = "hnsw")]
             Self::Hnsw => Ok(IndexKind::Hnsw),
             #[cfg(not(feature = "hnsw"))]
-            Self::Hnsw => bail!(
+            Self::Hnsw => anyhow::bail!(
                 "--index hnsw is not in this build: compile with `--features hnsw`, which needs a \
                  C++ compiler, or leave it out"
             ),
