@@ -79,15 +79,14 @@ impl Moments {
                 let (beta2, factor) = (beta2 as f32, factor as f32);
                 let Ok(gradient) = gradient.as_slice::<f32>() else { return };
                 let moments = first.par_chunks_mut(CHUNK).zip(second.par_chunks_mut(CHUNK));
-                gradient.par_chunks(CHUNK).zip(moments).for_each(|(gradient, (first, second))| {
-                    for (gradient, (first, second)) in
-                        gradient.iter().zip(first.iter_mut().zip(second))
-                    {
+                let follow = |(gradient, (first, second)): (&[f32], (&mut [f32], &mut [f32]))| {
+                    for ((gradient, first), second) in gradient.iter().zip(first).zip(second) {
                         let gradient = gradient * factor;
                         *first += (gradient - *first) * fresh1;
                         *second = *second * beta2 + gradient * gradient * fresh2;
                     }
-                });
+                };
+                gradient.par_chunks(CHUNK).zip(moments).for_each(follow);
             }
             Self::Device { first, second } => {
                 let gradient = gradient.reshape([first.dims()[0]]) * factor;
@@ -107,18 +106,14 @@ impl Moments {
                 let mut data = value.into_data();
                 let (keep, rate) = (keep as f32, rate as f32);
                 let (root, epsilon) = (root as f32, epsilon as f32);
+                let moments = first.par_chunks(CHUNK).zip(second.par_chunks(CHUNK));
+                let update = |(values, (first, second)): (&mut [f32], (&[f32], &[f32]))| {
+                    for ((value, first), second) in values.iter_mut().zip(first).zip(second) {
+                        *value = *value * keep - rate * (*first / (second.sqrt() / root + epsilon));
+                    }
+                };
                 if let Ok(values) = data.as_mut_slice::<f32>() {
-                    let moments = first.par_chunks(CHUNK).zip(second.par_chunks(CHUNK));
-                    values.par_chunks_mut(CHUNK).zip(moments).for_each(
-                        |(values, (first, second))| {
-                            for (value, (first, second)) in
-                                values.iter_mut().zip(first.iter().zip(second))
-                            {
-                                *value = *value * keep
-                                    - rate * (*first / (second.sqrt() / root + epsilon));
-                            }
-                        },
-                    );
+                    values.par_chunks_mut(CHUNK).zip(moments).for_each(update);
                 }
                 Tensor::from_data(data, &device)
             }

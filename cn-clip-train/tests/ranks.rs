@@ -4,13 +4,12 @@
 
 #[path = "../../tests/support/golden.rs"]
 mod golden;
+#[path = "support/steps.rs"]
+mod steps;
 
 use std::{collections::HashMap, sync::Arc};
 
-use burn::{
-    module::{Module, ModuleVisitor, Param, ParamId},
-    tensor::{Device, Tensor},
-};
+use burn::tensor::Device;
 use cn_clip_data::{
     Pair,
     forms::Source,
@@ -19,7 +18,7 @@ use cn_clip_data::{
 };
 use cn_clip_model::{
     Clip, ClipConfig,
-    checkpoint::{self, Checkpoint, parameters},
+    checkpoint::{self, Checkpoint},
 };
 use cn_clip_train::{
     Dataset, Event, Job, Rank, RunLength, TrainConfig, TrainError,
@@ -28,6 +27,7 @@ use cn_clip_train::{
     train,
 };
 use golden::{Golden, fixture, norm_error, without_gradient};
+use steps::{gradients, values};
 
 /// The recorded tiny model with its recorded weights.
 fn recorded(dropout: f64) -> Clip {
@@ -40,28 +40,6 @@ fn recorded(dropout: f64) -> Clip {
     let file = fixture("model/vit_tiny/checkpoint_fp16.pt");
     let model = Clip::init(&config, &Device::default().autodiff(), 0);
     checkpoint::load(model, &Checkpoint::open(file).unwrap()).unwrap()
-}
-
-/// Values by official key, of parameters or of something else with their identities.
-fn by_key(
-    model: &Clip,
-    read: impl Fn(ParamId, usize) -> Option<Vec<f32>>,
-) -> HashMap<String, Vec<f32>> {
-    let value =
-        |spec: &checkpoint::ParamSpec| Some((spec.key.clone(), read(spec.id, spec.shape.len())?));
-    parameters(model).iter().filter_map(value).collect()
-}
-
-fn weights(model: &Clip) -> HashMap<String, Vec<f32>> {
-    struct Reader(HashMap<ParamId, Vec<f32>>);
-    impl ModuleVisitor for Reader {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            self.0.insert(param.id, param.val().into_data().try_into_vec().unwrap());
-        }
-    }
-    let mut reader = Reader(HashMap::new());
-    model.visit(&mut reader);
-    by_key(model, |id, _| reader.0.get(&id).cloned())
 }
 
 #[test]
@@ -87,15 +65,7 @@ fn two_ranks_give_the_recorded_gradients_of_gather_with_grad() {
         let step =
             Step { options: StepOptions::default(), communicator: rank, teacher: None, seed: 0 };
         let output = step.run(&model, &[batch], 0)?;
-        let read = |id, dims| -> Option<Vec<f32>> {
-            let data = match dims {
-                1 => output.gradients.get::<1>(id)?.into_data(),
-                2 => output.gradients.get::<2>(id)?.into_data(),
-                _ => output.gradients.get::<4>(id)?.into_data(),
-            };
-            Some(data.iter::<f32>().collect())
-        };
-        Ok((output.figures.loss, by_key(&model, read)))
+        Ok((output.figures.loss, gradients(&model, &output)))
     });
     let norm = |values: &[f32]| values.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
     for (rank, (loss, gradients)) in outputs.unwrap().into_iter().enumerate() {
@@ -196,14 +166,14 @@ fn run(config: &TrainConfig, communicator: &dyn Communicator) -> Result<Run, Tra
     let job = Job { config, max_positions: 512, data: &data, validation: Some(&validation) };
     let outcome = train(job, alone(communicator, recorded(0.1)), &mut observe)?;
     assert_eq!(outcome.steps, 20);
-    Ok((weights(&outcome.model), numbers))
+    Ok((values(&outcome.model), numbers))
 }
 
 #[test]
 fn any_number_of_ranks_ends_with_the_same_weights() {
     let (expected, losses) = run(&config(1, 1, false), &Local).unwrap();
     assert!(losses.len() > 20);
-    let before = weights(&recorded(0.1));
+    let before = values(&recorded(0.1));
     for (world, accum_freq, checkpointing) in
         [(2, 1, false), (2, 2, false), (4, 1, true), (4, 2, true)]
     {

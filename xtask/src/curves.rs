@@ -52,7 +52,7 @@ pub struct CurvesArgs {
     /// Most ranks of it
     #[arg(long, default_value_t = 2)]
     most_ranks: usize,
-    /// Only these kinds of points; those of other kinds stay as curves.json has them
+    /// Only these kinds of points; what is not measured again stays as curves.json has it
     #[arg(long, value_name = "KIND", value_delimiter = ',')]
     only: Vec<String>,
     /// Directory of curves.json and the plots
@@ -80,15 +80,13 @@ struct Curves {
 
 /// Measures and draws.
 pub fn run(args: &CurvesArgs) -> anyhow::Result<()> {
+    check(args)?;
     release::again()?;
-    if let Some(kind) = args.only.iter().find(|kind| !KINDS.contains(&kind.as_str())) {
-        bail!("--only {kind}: kinds are {}", KINDS.join(", "));
-    }
     let wanted = |kind: &str| args.only.is_empty() || args.only.iter().any(|only| only == kind);
     let machine = Machine::here();
     let mut curves = match args.only.is_empty() {
         true => Curves { machine, batch: Vec::new(), rows: Vec::new(), ranks: Vec::new() },
-        false => others(&args.output.join("curves.json"), machine, wanted)?,
+        false => earlier(&args.output.join("curves.json"), machine)?,
     };
     println!("{}", curves.machine.line());
     println!(
@@ -109,33 +107,43 @@ pub fn run(args: &CurvesArgs) -> anyhow::Result<()> {
             let rounds = if batch <= 8 { 3 } else { 1 };
             let mut flags = vec![format!("--batch={batch}"), format!("--rounds={rounds}")];
             flags.extend(flag.map(str::to_string));
-            curves.batch.push(point(what, batch, &bench(case, &flags)?));
+            put(&mut curves.batch, point(what, batch, &bench(case, &flags)?));
         }
     }
     for rows in sizes(1_000, 10, args.largest_rows) {
         if wanted(LMDB_BUILD) || wanted(EXTRACTION) {
             let points = data_set(rows)?;
-            curves.rows.extend(points.into_iter().filter(|point| wanted(&point.what)));
+            let points = points.into_iter().filter(|point| wanted(&point.what));
+            points.for_each(|point| put(&mut curves.rows, point));
         }
         if wanted(TOP_K) {
             let measured = bench("top-k", &[format!("--pairs={rows}"), "--rounds=1".to_string()])?;
-            curves.rows.push(point(TOP_K, rows, &measured));
+            put(&mut curves.rows, point(TOP_K, rows, &measured));
         }
     }
     if let Some(program) = args.mpi.as_ref().filter(|_| wanted(BY_RANKS)) {
         for ranks in sizes(1, 2, args.most_ranks) {
-            curves.ranks.push(ranks_step(program, ranks)?);
+            put(&mut curves.ranks, ranks_step(program, ranks)?);
         }
     }
     draw(&curves, &args.output)
 }
 
-/// The points of other kinds than the wanted that a file holds, measured on this machine.
-fn others(path: &Path, machine: Machine, wanted: impl Fn(&str) -> bool) -> anyhow::Result<Curves> {
+fn check(args: &CurvesArgs) -> anyhow::Result<()> {
+    if let Some(kind) = args.only.iter().find(|kind| !KINDS.contains(&kind.as_str())) {
+        bail!("--only {kind}: kinds are {}", KINDS.join(", "));
+    }
+    if args.mpi.is_none() && args.only.iter().any(|kind| kind == BY_RANKS) {
+        bail!("--only {BY_RANKS} needs --mpi PROGRAM, a cn-clip built with the feature mpi");
+    }
+    Ok(())
+}
+
+/// The points that a file holds, measured on this machine.
+fn earlier(path: &Path, machine: Machine) -> anyhow::Result<Curves> {
     let text = fs::read_to_string(path)
         .with_context(|| format!("{}: without --only it is made", path.display()))?;
-    let mut curves: Curves =
-        serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+    let curves: Curves = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
     let (here, there) = (&machine.processor, &curves.machine.processor);
     if here != there {
         bail!(
@@ -144,10 +152,15 @@ fn others(path: &Path, machine: Machine, wanted: impl Fn(&str) -> bool) -> anyho
             path.display()
         );
     }
-    for points in [&mut curves.batch, &mut curves.rows, &mut curves.ranks] {
-        points.retain(|point| !wanted(&point.what));
-    }
     Ok(Curves { machine, ..curves })
+}
+
+/// Puts a point at its place, by kind and size, of which an earlier one is removed.
+fn put(points: &mut Vec<Point>, point: Point) {
+    points.retain(|other| (&other.what, other.size) != (&point.what, point.size));
+    points.push(point);
+    let kind = |point: &Point| KINDS.iter().position(|kind| *kind == point.what);
+    points.sort_by_key(|point| (kind(point), point.size));
 }
 
 /// A point at which each time is that of as many items as its size.
@@ -357,25 +370,56 @@ mod tests {
     }
 
     #[test]
-    fn points_of_other_kinds_stay() {
+    fn what_is_not_measured_again_stays() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("curves.json");
-        let point =
-            |what: &str| Point { what: what.to_string(), size: 1, seconds: 2.0, peak_mib: 3.0 };
+        let point = |what: &str, size, seconds| Point {
+            what: what.to_string(),
+            size,
+            seconds,
+            peak_mib: 3.0,
+        };
         let curves = Curves {
             machine: Machine::here(),
-            batch: vec![point(TRAIN_STEP), point(ENCODE_TEXT)],
-            rows: vec![point(TOP_K)],
-            ranks: vec![point(BY_RANKS)],
+            batch: vec![
+                point(ENCODE_TEXT, 1, 2.0),
+                point(TRAIN_STEP, 1, 2.0),
+                point(TRAIN_STEP, 4, 2.0),
+                point(CHECKPOINTED, 1, 2.0),
+            ],
+            rows: vec![point(TOP_K, 1, 2.0)],
+            ranks: vec![point(BY_RANKS, 1, 2.0)],
         };
         fs::write(&path, serde_json::to_vec(&curves).unwrap()).unwrap();
-        let kept = others(&path, Machine::here(), |kind| kind == TRAIN_STEP).unwrap();
-        let kinds = [kept.batch, kept.rows, kept.ranks];
-        let kinds: Vec<&str> = kinds.iter().flatten().map(|point| point.what.as_str()).collect();
-        assert_eq!(kinds, [ENCODE_TEXT, TOP_K, BY_RANKS]);
+        let mut curves = earlier(&path, Machine::here()).unwrap();
+        assert_eq!((curves.rows.len(), curves.ranks.len()), (1, 1));
+        put(&mut curves.batch, point(TRAIN_STEP, 1, 5.0));
+        put(&mut curves.batch, point(TRAIN_STEP, 2, 6.0));
+        let points: Vec<_> =
+            curves.batch.iter().map(|point| (&*point.what, point.size, point.seconds)).collect();
+        let expected = [
+            (ENCODE_TEXT, 1, 2.0),
+            (TRAIN_STEP, 1, 5.0),
+            (TRAIN_STEP, 2, 6.0),
+            (TRAIN_STEP, 4, 2.0),
+            (CHECKPOINTED, 1, 2.0),
+        ];
+        assert_eq!(points, expected);
 
         let elsewhere = Machine { processor: "another".to_string(), ..Machine::here() };
-        let error = others(&path, elsewhere, |_| true).unwrap_err().to_string();
+        let error = earlier(&path, elsewhere).unwrap_err().to_string();
         assert!(error.contains("was measured on"), "{error}");
+    }
+
+    #[test]
+    fn ranks_need_a_program() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            args: CurvesArgs,
+        }
+        let line = <Line as clap::Parser>::parse_from(["curves", "--only", BY_RANKS]);
+        let error = check(&line.args).unwrap_err().to_string();
+        assert!(error.contains("--mpi PROGRAM"), "{error}");
     }
 }

@@ -5,9 +5,10 @@ use pulp::Simd;
 use rayon::prelude::*;
 
 use super::{
-    kernel::{Rows, Task, product, run, tile_columns},
+    kernel::{Task, product, run, tile_columns},
     math::{exponentials, sum},
     packed::Packed,
+    rows::Rows,
     sequences::Sequences,
 };
 use crate::random::{Dropout, attention_counter};
@@ -123,7 +124,7 @@ struct Scratch {
     slopes: Vec<f32>,
     factors: Vec<f32>,
     /// Probabilities and gradients of the scores, by keys.
-    by_key: [Rows; 2],
+    by_key: [Rows<true>; 2],
 }
 
 impl Head<'_> {
@@ -171,7 +172,7 @@ impl Head<'_> {
             rows.set::<MR>(row, 0, self.query(start + row));
         }
         scores.resize(MR * length, 0.0);
-        product::<S, MR>(simd, rows, keys, 0..keys.panels(), 0..depth, |row, first, sums| {
+        product::<S, MR, _>(simd, rows, keys, 0..keys.panels(), 0..depth, |row, first, sums| {
             let scores = &mut scores[row * length + first..][..sums.len()];
             scores.iter_mut().zip(sums).for_each(|(score, sum)| *score = sum * scale);
         });
@@ -224,7 +225,7 @@ impl Task for Forward<'_> {
                 hidden.set::<MR>(row, 0, scores);
             }
             let panels = 0..values.panels();
-            product::<S, MR>(simd, hidden, values, panels, 0..length, |row, first, sums| {
+            product::<S, MR, _>(simd, hidden, values, panels, 0..length, |row, first, sums| {
                 let out = &mut out[row * depth + first..][..sums.len()];
                 let factor = 1.0 / totals[row];
                 out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum * factor);
@@ -283,7 +284,7 @@ impl Task for BackwardTask<'_> {
             }
             slopes.resize(MR * length, 0.0);
             let panels = 0..values.panels();
-            product::<S, MR>(simd, rows, values, panels, 0..depth, |row, first, sums| {
+            product::<S, MR, _>(simd, rows, values, panels, 0..depth, |row, first, sums| {
                 slopes[row * length + first..][..sums.len()].copy_from_slice(sums);
             });
             hidden.reset::<MR>(count, length);
@@ -305,13 +306,13 @@ impl Task for BackwardTask<'_> {
                 score_gradients.set_across::<MR>(query, slopes);
                 hidden.set::<MR>(row, 0, slopes);
             }
-            multiply::<S, MR>(simd, hidden, own, of_queries);
+            multiply::<S, MR, _>(simd, hidden, own, of_queries);
         }
         own.reset(queries, depth, panel);
         (0..queries).for_each(|row| own.set_row(row, head.query(row)));
-        multiply::<S, MR>(simd, score_gradients, own, of_keys);
+        multiply::<S, MR, _>(simd, score_gradients, own, of_keys);
         (0..queries).for_each(|row| own.set_row(row, given(row)));
-        multiply::<S, MR>(simd, probabilities, own, of_values);
+        multiply::<S, MR, _>(simd, probabilities, own, of_values);
     }
 }
 
@@ -324,9 +325,14 @@ fn multiply_by(values: &mut [f32], factors: Option<&[f32]>) {
 
 /// The product, row-major.
 #[inline(always)]
-fn multiply<S: Simd, const MR: usize>(simd: S, rows: &Rows, weight: &Packed, out: &mut [f32]) {
+fn multiply<S: Simd, const MR: usize, const ACROSS: bool>(
+    simd: S,
+    rows: &Rows<ACROSS>,
+    weight: &Packed,
+    out: &mut [f32],
+) {
     let panels = 0..weight.panels();
-    product::<S, MR>(simd, rows, weight, panels, 0..weight.depth, |row, first, sums| {
+    product::<S, MR, _>(simd, rows, weight, panels, 0..weight.depth, |row, first, sums| {
         out[row * weight.columns + first..][..sums.len()].copy_from_slice(sums);
     });
 }

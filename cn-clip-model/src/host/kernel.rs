@@ -1,14 +1,19 @@
 //! Matrix products of a block of rows with a weight, both laid out in the order in which they are
 //! read (Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", 2008).
 
-use std::ops::Range;
+use std::{ops::Range, slice::Chunks};
 
 use pulp::{Arch, Simd, WithSimd, bytemuck::cast_slice};
 
-use super::packed::Packed;
+use super::{
+    packed::Packed,
+    rows::{BLOCK, Rows},
+};
 
 /// Vectors of a tile's row.
 const VECTORS: usize = 2;
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 /// Work of one thread, in the widest vectors that the processor has; `MR` are the rows of a tile.
 pub(super) trait Task {
@@ -65,77 +70,30 @@ pub(super) fn has_vectors() -> bool {
     tile_columns() >= 4 * VECTORS
 }
 
-/// Rows in groups of `MR`, each `[depth][MR]`; the last group is filled with zeros.
-#[derive(Default)]
-pub(super) struct Rows {
-    data: Vec<f32>,
-    count: usize,
-    depth: usize,
-}
-
-impl Rows {
-    /// Prepares for rows of `depth` values, reusing memory.
-    #[inline(always)]
-    pub fn reset<const MR: usize>(&mut self, count: usize, depth: usize) {
-        (self.count, self.depth) = (count, depth);
-        let size = count.div_ceil(MR) * MR * depth;
-        self.data.clear();
-        self.data.resize(size, 0.0);
-    }
-
-    /// Number of rows.
-    pub fn count(&self) -> usize {
-        self.count
-    }
-
-    /// Values of a row.
-    pub fn depth(&self) -> usize {
-        self.depth
-    }
-
-    /// The groups.
-    #[inline(always)]
-    pub fn groups<const MR: usize>(&self) -> impl Iterator<Item = &[f32]> {
-        self.data.chunks_exact((MR * self.depth).max(1))
-    }
-
-    /// Sets, of all rows, the values at a place of the depth.
-    #[inline(always)]
-    pub fn set_across<const MR: usize>(&mut self, place: usize, values: &[f32]) {
-        for (group, values) in values.chunks(MR).enumerate() {
-            let start = (group * self.depth + place) * MR;
-            self.data[start..][..values.len()].copy_from_slice(values);
-        }
-    }
-
-    /// Sets values of a row from `first` on.
-    #[inline(always)]
-    pub fn set<const MR: usize>(&mut self, row: usize, first: usize, values: &[f32]) {
-        let start = row / MR * MR * self.depth + first * MR + row % MR;
-        let places = self.data[start..].iter_mut().step_by(MR);
-        places.zip(values).for_each(|(place, value)| *place = *value);
-    }
-}
-
 /// Hands `each` the product of `rows` and a part of `weight` (`depth` of its rows, `panels` of its
 /// columns), a row of a tile at a time: row, first column, values.
 #[inline(always)]
-pub(super) fn product<S: Simd, const MR: usize>(
+pub(super) fn product<S: Simd, const MR: usize, const ACROSS: bool>(
     simd: S,
-    rows: &Rows,
+    rows: &Rows<ACROSS>,
     weight: &Packed,
     panels: Range<usize>,
     depth: Range<usize>,
     mut each: impl FnMut(usize, usize, &[f32]),
 ) {
     let width = weight.panel_columns();
-    for index in panels {
+    let part = |index: usize| &weight.panel(index)[depth.start * width..][..depth.len() * width];
+    for index in panels.clone() {
+        let panel = part(index);
         let first = index * width;
-        let panel = &weight.panel(index)[depth.start * width..][..depth.len() * width];
         let columns = width.min(weight.columns - first);
-        for (group, rows_of_group) in rows.data.chunks_exact(MR * depth.len()).enumerate() {
-            let tile = tile::<S, MR>(simd, rows_of_group, panel);
-            let count = MR.min(rows.count - group * MR);
+        let next = if index + 1 < panels.end { part(index + 1) } else { &[] };
+        let groups = rows.groups::<MR>();
+        let mut ahead = shares(next, groups.len());
+        for (group, values) in groups.enumerate() {
+            let ahead = ahead.next().unwrap_or_default();
+            let tile = tile::<S, MR, ACROSS>(simd, values, panel, ahead);
+            let count = MR.min(rows.count() - group * MR);
             for (row, sums) in tile.iter().enumerate().take(count) {
                 each(group * MR + row, first, &cast_slice(sums)[..columns]);
             }
@@ -143,29 +101,87 @@ pub(super) fn product<S: Simd, const MR: usize>(
     }
 }
 
-/// Sums of products over the depth of a group of rows (`[depth][MR]`) and a panel.
+/// Sums of products over the depth of a group of rows and a panel, while `ahead` is on its way to
+/// the cache.
 #[inline(always)]
-fn tile<S: Simd, const MR: usize>(
+fn tile<S: Simd, const MR: usize, const ACROSS: bool>(
     simd: S,
     rows: &[f32],
     panel: &[f32],
+    ahead: &[f32],
 ) -> [[S::f32s; VECTORS]; MR] {
     let panel = S::as_simd_f32s(panel).0.as_chunks::<VECTORS>().0;
+    let (panel, last) = panel.as_chunks::<BLOCK>();
+    let mut ahead = shares(ahead, panel.len());
+    let mut blocks = rows.chunks_exact(MR * BLOCK);
     let mut sums = [[simd.splat_f32s(0.0); VECTORS]; MR];
-    for (row, weights) in rows.as_chunks::<MR>().0.iter().zip(panel) {
-        for (value, sums) in row.iter().zip(&mut sums) {
-            let value = simd.splat_f32s(*value);
+    for (weights, rows) in panel.iter().zip(&mut blocks) {
+        prefetch(ahead.next().unwrap_or_default());
+        add_products::<S, MR, ACROSS>(simd, rows, weights, &mut sums);
+    }
+    if let Some(rows) = blocks.next() {
+        add_products::<S, MR, ACROSS>(simd, rows, last, &mut sums);
+    }
+    sums
+}
+
+/// Adds the products of a block.
+#[inline(always)]
+fn add_products<S: Simd, const MR: usize, const ACROSS: bool>(
+    simd: S,
+    rows: &[f32],
+    weights: &[[S::f32s; VECTORS]],
+    sums: &mut [[S::f32s; VECTORS]; MR],
+) {
+    let rows = &rows[..MR * BLOCK];
+    for (place, weights) in weights.iter().enumerate().take(BLOCK) {
+        for (row, sums) in sums.iter_mut().enumerate() {
+            let value = rows[if ACROSS { place * MR + row } else { row * BLOCK + place }];
+            let value = simd.splat_f32s(value);
             for (weight, sum) in weights.iter().zip(sums) {
                 *sum = simd.mul_add_e_f32s(value, *weight, *sum);
             }
         }
     }
-    sums
+}
+
+/// At most `count` parts, all but the last of equally many whole cache lines.
+#[inline(always)]
+pub(super) fn shares<T>(values: &[T], count: usize) -> Chunks<'_, T> {
+    let line = LINE / size_of::<T>();
+    values.chunks(values.len().div_ceil(count.max(1)).next_multiple_of(line).max(line))
+}
+
+/// Has the processor bring values to its cache, where it can be told to: main memory is much slower
+/// than products, and does not foresee the jump from one tile to the next.
+#[inline(always)]
+pub(super) fn prefetch<T>(values: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in values.chunks(LINE / size_of::<T>()) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: this only asks, and faults with no address; every processor of the architecture
+        // has it.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = values;
 }
 
 #[cfg(test)]
 mod tests {
     use super::{super::packed::View, *};
+
+    #[test]
+    fn shares_are_all_of_it_in_whole_lines() {
+        for (length, count) in [(0, 3), (1, 1), (16, 4), (100, 3), (1000, 7), (24_576, 9)] {
+            let values: Vec<f32> = (0..length).map(|index| index as f32).collect();
+            let parts: Vec<&[f32]> = shares(&values, count).collect();
+            assert_eq!(parts.concat(), values);
+            assert!(parts.len() <= count, "{length} {count}: {}", parts.len());
+            assert!(parts.iter().rev().skip(1).all(|part| part.len() % 16 == 0));
+            prefetch(&values);
+        }
+    }
 
     struct Product<'a> {
         rows: &'a [f32],
@@ -183,7 +199,7 @@ mod tests {
                 rows.set::<MR>(index, 0, row);
             }
             let panels = 0..self.weight.panels();
-            product::<S, MR>(simd, &rows, self.weight, panels, 0..depth, |row, column, sums| {
+            product::<S, MR, _>(simd, &rows, self.weight, panels, 0..depth, |row, column, sums| {
                 self.out[row * columns + column..][..sums.len()].copy_from_slice(sums);
             });
         }

@@ -9,10 +9,11 @@ use pulp::Simd;
 use rayon::prelude::*;
 
 use super::{
-    kernel::{Rows, Task, product, run, tile_columns},
+    kernel::{Task, product, run, tile_columns},
     math::{Activation, Norm, exponentials, layer_norm},
     packed::Packed,
     product::block_rows,
+    rows::Rows,
     weight::{Input, Linear},
 };
 
@@ -218,7 +219,7 @@ impl Task for Attend<'_> {
             }
             line.clear();
             line.resize(MR * length, 0.0);
-            product::<S, MR>(
+            product::<S, MR, _>(
                 simd,
                 rows,
                 keys,
@@ -237,7 +238,7 @@ impl Task for Attend<'_> {
                 *total = exponentials(scores);
                 hidden.set::<MR>(index, 0, scores);
             }
-            product::<S, MR>(
+            product::<S, MR, _>(
                 simd,
                 hidden,
                 values,

@@ -20,6 +20,8 @@ mod channel_norm;
 #[cfg(feature = "flex")]
 mod integer;
 #[cfg(feature = "flex")]
+mod integer_tile;
+#[cfg(feature = "flex")]
 mod kernel;
 #[cfg(feature = "flex")]
 mod layer;
@@ -37,6 +39,8 @@ mod packed;
 mod product;
 #[cfg(feature = "flex")]
 mod resnet;
+#[cfg(feature = "flex")]
+mod rows;
 #[cfg(feature = "flex")]
 mod sequences;
 #[cfg(feature = "flex")]

@@ -6,8 +6,9 @@ use pulp::Simd;
 use rayon::prelude::*;
 
 use super::{
-    kernel::{Rows, Task, product, run, tile_rows},
+    kernel::{Task, product, run, tile_rows},
     packed::Packed,
+    rows::Rows,
 };
 
 /// Most rows of a task.
@@ -51,6 +52,7 @@ pub(super) fn rows(
 #[derive(Default)]
 struct Scratch {
     parts: Vec<Rows>,
+    across: Rows<true>,
     line: Vec<f32>,
 }
 
@@ -66,7 +68,7 @@ struct RowTask<'a, F, E> {
 impl<F: Fn(usize, &mut [f32]), E: Fn(usize, usize, &[f32], &mut [f32])> Task for RowTask<'_, F, E> {
     #[inline(always)]
     fn run<S: Simd, const MR: usize>(self, simd: S) {
-        let Self { start, weight, fill, each, out, scratch: Scratch { parts, line } } = self;
+        let Self { start, weight, fill, each, out, scratch: Scratch { parts, line, .. } } = self;
         let (depth, columns) = (weight.depth, weight.columns);
         let count = out.len() / columns;
         let step = part(depth, BLOCK_DEPTH);
@@ -85,7 +87,7 @@ impl<F: Fn(usize, &mut [f32]), E: Fn(usize, usize, &[f32], &mut [f32])> Task for
         for (rows, range) in parts.iter().zip(ranges()) {
             let (first_part, last_part) = (range.start == 0, range.end == depth);
             let panels = 0..weight.panels();
-            product::<S, MR>(
+            product::<S, MR, _>(
                 simd,
                 rows,
                 weight,
@@ -174,9 +176,7 @@ impl<F: Fn(usize, Range<usize>, &mut [f32])> Task for AcrossTask<'_, F> {
     fn run<S: Simd, const MR: usize>(self, simd: S) {
         let Self { from, columns, weight, left, out, stride, first, scratch } = self;
         let count = columns.len();
-        let Scratch { parts, line } = scratch;
-        parts.resize_with(1, Rows::default);
-        let rows = &mut parts[0];
+        let Scratch { across: rows, line, .. } = scratch;
         rows.reset::<MR>(count, weight.depth);
         line.resize(count, 0.0);
         for row in 0..weight.depth {
@@ -185,7 +185,7 @@ impl<F: Fn(usize, Range<usize>, &mut [f32])> Task for AcrossTask<'_, F> {
         }
         let panels = 0..weight.panels();
         let depth = 0..weight.depth;
-        product::<S, MR>(
+        product::<S, MR, _>(
             simd,
             rows,
             weight,

@@ -155,7 +155,7 @@ impl Parts<'_> {
 
 /// Whether evaluation on a device gains from whole numbers.
 pub(crate) fn has_integers(device: &Device) -> bool {
-    integer::is_fast() && Source::of(Tensor::<1>::zeros([1], device)).is_some()
+    integer::is_available() && Source::of(Tensor::<1>::zeros([1], device)).is_some()
 }
 
 /// Runs the blocks of a ViT on `x` (`[batch, tokens, width]`) and returns the class token of the

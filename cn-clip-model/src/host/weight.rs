@@ -6,8 +6,9 @@ use pulp::Simd;
 
 use super::{
     integer::{IntegerRows, Integers},
-    kernel::{Rows, product},
+    kernel::product,
     packed::{Packed, View},
+    rows::Rows,
 };
 
 /// Weight and bias.
@@ -83,9 +84,11 @@ impl Weight {
         match self {
             Self::Floats(weight) => {
                 let panels = weight.panels_of(columns);
-                product::<S, MR>(simd, &rows.values, weight, panels, depth, each);
+                product::<S, MR, _>(simd, &rows.values, weight, panels, depth, each);
             }
-            Self::Integers(weight) => weight.product(&rows.rounded, columns, depth, each),
+            Self::Integers(weight) => {
+                weight.product::<MR>(&rows.rounded, columns, depth, each);
+            }
         }
     }
 }

@@ -1,0 +1,245 @@
+//! A tile of a product of whole numbers, by the widest instructions that the processor has.
+
+use super::{
+    integer::DEPTH,
+    kernel::{prefetch, shares},
+    rows::BLOCK,
+};
+
+/// Pairs of places of a block.
+const PAIRS: usize = BLOCK / 2;
+
+/// Most columns of a tile.
+pub(super) const MOST_COLUMNS: usize = 32;
+
+/// A row of a tile.
+pub(super) type Line = [f32; MOST_COLUMNS];
+
+/// Sums of products over the depth of a group of rows ([`Rows`](super::rows::Rows)) and a panel of
+/// `width` columns, while `ahead` is on its way to the cache.
+#[inline(always)]
+pub(super) fn tile<const MR: usize>(
+    rows: &[i16],
+    panel: &[i16],
+    width: usize,
+    ahead: &[i16],
+) -> [Line; MR] {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use pulp::x86::{V3, V4};
+
+        const WIDE: usize = 32;
+        const NARROW: usize = 16;
+        if width == WIDE {
+            if let Some(simd) = vectors::Vnni::try_new() {
+                return vectors::vnni(simd, rows, panel, ahead);
+            }
+            if let Some(simd) = V4::try_new() {
+                return vectors::wide(simd, rows, panel, ahead, |sum, row, weight| {
+                    let products = simd.multiply_wrapping_add_adjacent_i16x32(row, weight);
+                    simd.wrapping_add_i32x16(sum, products)
+                });
+            }
+        }
+        if let (NARROW, Some(simd)) = (width, V3::try_new()) {
+            return vectors::narrow(simd, rows, panel, ahead);
+        }
+    }
+    let _ = ahead;
+    portable(rows, panel, width)
+}
+
+/// The same on every processor.
+fn portable<const MR: usize>(rows: &[i16], panel: &[i16], width: usize) -> [Line; MR] {
+    let mut totals = [[0.0; MOST_COLUMNS]; MR];
+    for (rows, panel) in rows.chunks(DEPTH * MR).zip(panel.chunks(DEPTH * width)) {
+        let mut sums = [[0i32; MOST_COLUMNS]; MR];
+        for (step, weights) in panel.chunks_exact(2 * width).enumerate() {
+            for (row, sums) in pairs_of_rows::<MR>(rows, step).iter().zip(&mut sums) {
+                for (weight, sum) in weights.as_chunks::<2>().0.iter().zip(sums) {
+                    let product = |at: usize| i32::from(row[at]) * i32::from(weight[at]);
+                    *sum += product(0) + product(1);
+                }
+            }
+        }
+        let pairs = totals.as_flattened_mut().iter_mut().zip(sums.as_flattened());
+        pairs.for_each(|(total, sum)| *total += *sum as f32);
+    }
+    totals
+}
+
+/// Values of the rows at two places of the depth.
+#[inline(always)]
+fn pairs_of_rows<const MR: usize>(rows: &[i16], step: usize) -> [[i16; 2]; MR] {
+    let start = step / PAIRS * (MR * BLOCK) + step % PAIRS * 2;
+    let rows = &rows[start..][..(MR - 1) * BLOCK + 2];
+    std::array::from_fn(|row| [rows[row * BLOCK], rows[row * BLOCK + 1]])
+}
+
+#[cfg(target_arch = "x86_64")]
+mod vectors {
+    use std::arch::x86_64::_mm512_dpwssd_epi32;
+
+    use pulp::{
+        bytemuck::cast_slice,
+        f32x8, i16x16, i16x32, i32x16,
+        x86::{V3, V4},
+    };
+
+    use super::{DEPTH, Line, MOST_COLUMNS, PAIRS, pairs_of_rows, prefetch, shares};
+
+    /// Vectors of a row.
+    const VECTORS: usize = 2;
+
+    pulp::simd_type! {
+        /// AVX-512 with an instruction that multiplies and adds whole numbers.
+        pub struct Vnni {
+            avx512f: "avx512f",
+            avx512bw: "avx512bw",
+            avx512cd: "avx512cd",
+            avx512dq: "avx512dq",
+            avx512vl: "avx512vl",
+            avx512vnni: "avx512vnni",
+        }
+    }
+
+    /// Tiles of `MR` times 16.
+    #[inline(always)]
+    pub fn narrow<const MR: usize>(
+        simd: V3,
+        rows: &[i16],
+        panel: &[i16],
+        ahead: &[i16],
+    ) -> [Line; MR] {
+        let mut totals = [[simd.splat_f32x8(0.0); VECTORS]; MR];
+        let panel: &[[i16x16; VECTORS]] = cast_slice(panel);
+        let mut ahead = shares(ahead, panel.len().div_ceil(PAIRS));
+        for (rows, panel) in rows.chunks(DEPTH * MR).zip(panel.chunks(DEPTH / 2)) {
+            let mut sums = [[simd.splat_i32x8(0); VECTORS]; MR];
+            for (step, weights) in panel.iter().enumerate() {
+                if step.is_multiple_of(PAIRS) {
+                    prefetch(ahead.next().unwrap_or_default());
+                }
+                for (row, sums) in pairs_of_rows::<MR>(rows, step).into_iter().zip(&mut sums) {
+                    let row = pulp::cast(simd.splat_i32x8(pulp::cast(row)));
+                    for (weight, sum) in weights.iter().zip(sums) {
+                        let products = simd.multiply_wrapping_add_adjacent_i16x16(row, *weight);
+                        *sum = simd.wrapping_add_i32x8(*sum, products);
+                    }
+                }
+            }
+            let pairs = totals.as_flattened_mut().iter_mut().zip(sums.as_flattened());
+            pairs.for_each(|(total, sum)| {
+                *total = simd.add_f32x8(*total, simd.convert_i32x8_to_f32x8(*sum));
+            });
+        }
+        let mut lines = [[0.0; MOST_COLUMNS]; MR];
+        for (line, totals) in lines.iter_mut().zip(totals) {
+            let totals: &[f32] = cast_slice::<f32x8, f32>(&totals);
+            line[..totals.len()].copy_from_slice(totals);
+        }
+        lines
+    }
+
+    /// Tiles of `MR` times 32; `add` adds the products of pairs to sums.
+    #[inline(always)]
+    pub fn wide<const MR: usize>(
+        simd: V4,
+        rows: &[i16],
+        panel: &[i16],
+        ahead: &[i16],
+        add: impl Fn(i32x16, i16x32, i16x32) -> i32x16,
+    ) -> [Line; MR] {
+        let mut totals = [[simd.splat_f32x16(0.0); VECTORS]; MR];
+        let panel: &[[i16x32; VECTORS]] = cast_slice(panel);
+        let mut ahead = shares(ahead, panel.len().div_ceil(PAIRS));
+        for (rows, panel) in rows.chunks(DEPTH * MR).zip(panel.chunks(DEPTH / 2)) {
+            let mut sums = [[simd.splat_i32x16(0); VECTORS]; MR];
+            // One step at a time: where the compiler sees several additions to the same sum, it
+            // takes `vpdpwssd` apart to shorten the chain.
+            for (step, weights) in panel.iter().enumerate() {
+                if step.is_multiple_of(PAIRS) {
+                    prefetch(ahead.next().unwrap_or_default());
+                }
+                for (row, sums) in pairs_of_rows::<MR>(rows, step).into_iter().zip(&mut sums) {
+                    let row = pulp::cast(simd.splat_i32x16(pulp::cast(row)));
+                    for (weight, sum) in weights.iter().zip(sums) {
+                        *sum = add(*sum, row, *weight);
+                    }
+                }
+            }
+            let pairs = totals.as_flattened_mut().iter_mut().zip(sums.as_flattened());
+            pairs.for_each(|(total, sum)| {
+                *total = simd.add_f32x16(*total, simd.convert_i32x16_to_f32x16(*sum));
+            });
+        }
+        totals.map(pulp::cast)
+    }
+
+    /// The same by one instruction for products and sums.
+    #[inline(always)]
+    pub fn vnni<const MR: usize>(
+        simd: Vnni,
+        rows: &[i16],
+        panel: &[i16],
+        ahead: &[i16],
+    ) -> [Line; MR] {
+        let Some(vectors) = V4::try_new() else {
+            return super::portable(rows, panel, MOST_COLUMNS);
+        };
+        simd.vectorize(
+            #[inline(always)]
+            || {
+                wide(
+                    vectors,
+                    rows,
+                    panel,
+                    ahead,
+                    #[inline(always)]
+                    |sum, row, weight| {
+                        // SAFETY: `simd` is only made where the processor has the instruction.
+                        let sum = unsafe {
+                            _mm512_dpwssd_epi32(
+                                pulp::cast(sum),
+                                pulp::cast(row),
+                                pulp::cast(weight),
+                            )
+                        };
+                        pulp::cast(sum)
+                    },
+                )
+            },
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_processor_adds_the_same() {
+        fn check<const MR: usize>(width: usize) {
+            let value = |index: usize| ((index * 7919) % 8191) as i16 - 4095;
+            for pairs in [1usize, 7, 64, 65, 200] {
+                let size = (2 * pairs).next_multiple_of(BLOCK) * MR;
+                let rows: Vec<i16> = (0..size).map(value).collect();
+                let panel: Vec<i16> =
+                    (0..pairs * 2 * width).map(|index| value(index + 5)).collect();
+                let expected = portable::<MR>(&rows, &panel, width);
+                assert_eq!(tile(&rows, &panel, width, &panel), expected, "{pairs}");
+                #[cfg(target_arch = "x86_64")]
+                if let (32, Some(simd)) = (width, pulp::x86::V4::try_new()) {
+                    let found = vectors::wide(simd, &rows, &panel, &[], |sum, row, weight| {
+                        let products = simd.multiply_wrapping_add_adjacent_i16x32(row, weight);
+                        simd.wrapping_add_i32x16(sum, products)
+                    });
+                    assert_eq!(found, expected, "without VNNI: {pairs}");
+                }
+            }
+        }
+        check::<6>(16);
+        check::<12>(32);
+        check::<6>(8);
+    }
+}

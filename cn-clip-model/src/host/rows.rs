@@ -1,0 +1,113 @@
+//! Rows in the order in which products read them.
+
+use std::slice::ChunksExact;
+
+/// Places of the depth of a block.
+pub(super) const BLOCK: usize = 4;
+
+/// Rows in groups of `MR`, the depth of each group in blocks: `[groups][blocks][MR][BLOCK]`, so that
+/// values of a row are set as they lie; `ACROSS`, `[groups][blocks][BLOCK][MR]`, so that values of
+/// all rows at a place of the depth are. What is missing at the ends is zero.
+#[derive(Default)]
+pub(super) struct Rows<const ACROSS: bool = false> {
+    data: Vec<f32>,
+    count: usize,
+    depth: usize,
+}
+
+impl<const ACROSS: bool> Rows<ACROSS> {
+    /// Prepares for rows of `depth` values, reusing memory.
+    #[inline(always)]
+    pub fn reset<const MR: usize>(&mut self, count: usize, depth: usize) {
+        (self.count, self.depth) = (count, depth);
+        let size = count.div_ceil(MR) * self.group_size::<MR>();
+        self.data.clear();
+        self.data.resize(size, 0.0);
+    }
+
+    /// Number of rows.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// The groups.
+    #[inline(always)]
+    pub fn groups<const MR: usize>(&self) -> ChunksExact<'_, f32> {
+        self.data.chunks_exact(self.group_size::<MR>().max(1))
+    }
+
+    /// Values of a group.
+    #[inline(always)]
+    pub fn group_size<const MR: usize>(&self) -> usize {
+        MR * self.depth.next_multiple_of(BLOCK)
+    }
+}
+
+impl Rows {
+    /// Sets values of a row from `first` on.
+    #[inline(always)]
+    pub fn set<const MR: usize>(&mut self, row: usize, first: usize, values: &[f32]) {
+        let start = row / MR * self.group_size::<MR>() + row % MR * BLOCK;
+        let begun = (first.next_multiple_of(BLOCK) - first).min(values.len());
+        let (values, rest) = values.split_at(begun);
+        let block = start + first / BLOCK * (MR * BLOCK) + first % BLOCK;
+        self.data[block..][..begun].copy_from_slice(values);
+        let mut blocks = self.data[start..].chunks_mut(MR * BLOCK).skip(first.div_ceil(BLOCK));
+        let (values, last) = rest.as_chunks::<BLOCK>();
+        for (values, block) in values.iter().zip(&mut blocks) {
+            block[..BLOCK].copy_from_slice(values);
+        }
+        if let Some(block) = blocks.next() {
+            block.iter_mut().zip(last).for_each(|(place, x)| *place = *x);
+        }
+    }
+}
+
+impl Rows<true> {
+    /// Sets, of all rows, the values at a place of the depth.
+    #[inline(always)]
+    pub fn set_across<const MR: usize>(&mut self, place: usize, values: &[f32]) {
+        let groups = self.data.chunks_exact_mut(MR * self.depth.next_multiple_of(BLOCK));
+        for (group, values) in groups.zip(values.chunks(MR)) {
+            group[place * MR..][..values.len()].copy_from_slice(values);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_orders_hold_the_same_rows() {
+        const MR: usize = 6;
+        let (count, depth) = (8usize, 37usize);
+        let value = |row: usize, place: usize| (row * depth + place + 1) as f32;
+        let (mut by_row, mut across) = (Rows::default(), Rows::<true>::default());
+        by_row.reset::<MR>(count, depth);
+        across.reset::<MR>(count, depth);
+        for row in 0..count {
+            let line: Vec<f32> = (0..depth).map(|place| value(row, place)).collect();
+            // Parts that begin and end within blocks, and at their ends.
+            for part in [0..1, 1..3, 3..8, 8..9, 9..30, 30..37] {
+                by_row.set::<MR>(row, part.start, &line[part]);
+            }
+        }
+        for place in 0..depth {
+            let line: Vec<f32> = (0..count).map(|row| value(row, place)).collect();
+            across.set_across::<MR>(place, &line);
+        }
+        for (group, (by_row, across)) in
+            by_row.groups::<MR>().zip(across.groups::<MR>()).enumerate()
+        {
+            for (index, across) in across.iter().enumerate() {
+                let (row, place) = (index % MR, index / MR);
+                let inside = group * MR + row < count && place < depth;
+                let expected = if inside { value(group * MR + row, place) } else { 0.0 };
+                assert_eq!(*across, expected);
+                let (block, place) = (place / BLOCK, place % BLOCK);
+                assert_eq!(by_row[(block * MR + row) * BLOCK + place], expected);
+            }
+        }
+    }
+}
