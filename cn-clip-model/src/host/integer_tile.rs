@@ -81,7 +81,7 @@ mod vectors {
     use std::arch::x86_64::_mm512_dpwssd_epi32;
 
     use pulp::{
-        bytemuck::cast_slice,
+        bytemuck::{Pod, cast_slice},
         f32x8, i16x16, i16x32, i32x16,
         x86::{V3, V4},
     };
@@ -111,34 +111,19 @@ mod vectors {
         panel: &[i16],
         ahead: &[i16],
     ) -> [Line; MR] {
-        let mut totals = [[simd.splat_f32x8(0.0); VECTORS]; MR];
-        let panel: &[[i16x16; VECTORS]] = cast_slice(panel);
-        let mut ahead = shares(ahead, panel.len().div_ceil(PAIRS));
-        for (rows, panel) in rows.chunks(DEPTH * MR).zip(panel.chunks(DEPTH / 2)) {
-            let mut sums = [[simd.splat_i32x8(0); VECTORS]; MR];
-            for (step, weights) in panel.iter().enumerate() {
-                if step.is_multiple_of(PAIRS) {
-                    prefetch(ahead.next().unwrap_or_default());
-                }
-                for (row, sums) in pairs_of_rows::<MR>(rows, step).into_iter().zip(&mut sums) {
-                    let row = pulp::cast(simd.splat_i32x8(pulp::cast(row)));
-                    for (weight, sum) in weights.iter().zip(sums) {
-                        let products = simd.multiply_wrapping_add_adjacent_i16x16(row, *weight);
-                        *sum = simd.wrapping_add_i32x8(*sum, products);
-                    }
-                }
-            }
-            let pairs = totals.as_flattened_mut().iter_mut().zip(sums.as_flattened());
-            pairs.for_each(|(total, sum)| {
-                *total = simd.add_f32x8(*total, simd.convert_i32x8_to_f32x8(*sum));
-            });
-        }
-        let mut lines = [[0.0; MOST_COLUMNS]; MR];
-        for (line, totals) in lines.iter_mut().zip(totals) {
-            let totals: &[f32] = cast_slice::<f32x8, f32>(&totals);
-            line[..totals.len()].copy_from_slice(totals);
-        }
-        lines
+        let add = |sum, row, weight: i16x16| {
+            let row = pulp::cast(simd.splat_i32x8(row));
+            let products = simd.multiply_wrapping_add_adjacent_i16x16(row, weight);
+            simd.wrapping_add_i32x8(sum, products)
+        };
+        let finish = |total, sum| simd.add_f32x8(total, simd.convert_i32x8_to_f32x8(sum));
+        let zeros = (simd.splat_i32x8(0), simd.splat_f32x8(0.0));
+        let totals = totals::<MR, _, _, _>(rows, panel, ahead, zeros, add, finish);
+        totals.map(|totals| {
+            let mut line = [0.0; MOST_COLUMNS];
+            line[..VECTORS * 8].copy_from_slice(cast_slice::<f32x8, f32>(&totals));
+            line
+        })
     }
 
     /// Tiles of `MR` times 32; `add` adds the products of pairs to sums.
@@ -150,30 +135,44 @@ mod vectors {
         ahead: &[i16],
         add: impl Fn(i32x16, i16x32, i16x32) -> i32x16,
     ) -> [Line; MR] {
-        let mut totals = [[simd.splat_f32x16(0.0); VECTORS]; MR];
-        let panel: &[[i16x32; VECTORS]] = cast_slice(panel);
+        let add = |sum, row, weight| add(sum, pulp::cast(simd.splat_i32x16(row)), weight);
+        let finish = |total, sum| simd.add_f32x16(total, simd.convert_i32x16_to_f32x16(sum));
+        let zeros = (simd.splat_i32x16(0), simd.splat_f32x16(0.0));
+        totals::<MR, _, _, _>(rows, panel, ahead, zeros, add, finish).map(pulp::cast)
+    }
+
+    /// Sums of [`DEPTH`] products each, from which `finish` makes totals.
+    #[inline(always)]
+    fn totals<const MR: usize, Sum: Copy, Total: Copy, Weights: Pod>(
+        rows: &[i16],
+        panel: &[i16],
+        ahead: &[i16],
+        (no_sum, no_total): (Sum, Total),
+        add: impl Fn(Sum, i32, Weights) -> Sum,
+        finish: impl Fn(Total, Sum) -> Total,
+    ) -> [[Total; VECTORS]; MR] {
+        let mut totals = [[no_total; VECTORS]; MR];
+        let panel = cast_slice::<i16, Weights>(panel).as_chunks::<VECTORS>().0;
         let mut ahead = shares(ahead, panel.len().div_ceil(PAIRS));
         for (rows, panel) in rows.chunks(DEPTH * MR).zip(panel.chunks(DEPTH / 2)) {
-            let mut sums = [[simd.splat_i32x16(0); VECTORS]; MR];
+            let mut sums = [[no_sum; VECTORS]; MR];
             // One step at a time: where the compiler sees several additions to the same sum, it
             // takes `vpdpwssd` apart to shorten the chain.
             for (step, weights) in panel.iter().enumerate() {
                 if step.is_multiple_of(PAIRS) {
                     prefetch(ahead.next().unwrap_or_default());
                 }
-                for (row, sums) in pairs_of_rows::<MR>(rows, step).into_iter().zip(&mut sums) {
-                    let row = pulp::cast(simd.splat_i32x16(pulp::cast(row)));
+                let pairs = pairs_of_rows::<MR>(rows, step);
+                for (pair, sums) in pairs.into_iter().zip(&mut sums) {
                     for (weight, sum) in weights.iter().zip(sums) {
-                        *sum = add(*sum, row, *weight);
+                        *sum = add(*sum, pulp::cast(pair), *weight);
                     }
                 }
             }
             let pairs = totals.as_flattened_mut().iter_mut().zip(sums.as_flattened());
-            pairs.for_each(|(total, sum)| {
-                *total = simd.add_f32x16(*total, simd.convert_i32x16_to_f32x16(*sum));
-            });
+            pairs.for_each(|(total, sum)| *total = finish(*total, *sum));
         }
-        totals.map(pulp::cast)
+        totals
     }
 
     /// The same by one instruction for products and sums.
