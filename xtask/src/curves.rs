@@ -139,10 +139,12 @@ fn check(args: &CurvesArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The points that a file holds, measured on this machine.
+/// The points that a file holds, measured on this machine; none where there is no file.
 fn earlier(path: &Path, machine: Machine) -> anyhow::Result<Curves> {
-    let text = fs::read_to_string(path)
-        .with_context(|| format!("{}: without --only it is made", path.display()))?;
+    if !path.exists() {
+        return Ok(Curves { machine, batch: Vec::new(), rows: Vec::new(), ranks: Vec::new() });
+    }
+    let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
     let curves: Curves = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
     let (here, there) = (&machine.processor, &curves.machine.processor);
     if here != there {
@@ -391,6 +393,8 @@ mod tests {
             ranks: vec![point(BY_RANKS, 1, 2.0)],
         };
         fs::write(&path, serde_json::to_vec(&curves).unwrap()).unwrap();
+        let none = earlier(&directory.path().join("none.json"), Machine::here()).unwrap();
+        assert_eq!((none.batch.len(), none.rows.len(), none.ranks.len()), (0, 0, 0));
         let mut curves = earlier(&path, Machine::here()).unwrap();
         assert_eq!((curves.rows.len(), curves.ranks.len()), (1, 1));
         put(&mut curves.batch, point(TRAIN_STEP, 1, 5.0));
