@@ -2,6 +2,7 @@
 
 mod allocator;
 mod cli;
+mod message;
 
 use std::{
     io::{self, Write},
@@ -19,20 +20,8 @@ fn main() -> ExitCode {
         Err(error) if cli::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             // Standard error may be on the disk that is full.
-            let _ = writeln!(io::stderr(), "error: {}", message(&error));
+            let _ = writeln!(io::stderr(), "error: {}", message::message(&error));
             ExitCode::FAILURE
         }
     }
-}
-
-/// The error and its causes, without those that it tells already.
-fn message(error: &anyhow::Error) -> String {
-    let mut message = error.to_string();
-    for cause in error.chain().skip(1).map(ToString::to_string) {
-        if !message.contains(&cause) {
-            message.push_str(": ");
-            message.push_str(&cause);
-        }
-    }
-    message
 }

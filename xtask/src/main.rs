@@ -12,6 +12,8 @@ mod gpu_bench;
 mod load_test;
 mod machine;
 mod memory;
+#[path = "../../src/message.rs"]
+mod message;
 mod parity;
 mod peers;
 mod plot;
@@ -20,7 +22,7 @@ mod sampling;
 mod size;
 mod training;
 
-use std::{env, ffi::OsString};
+use std::{env, ffi::OsString, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
@@ -61,9 +63,19 @@ enum Verb {
     PeersWorker(peers::WorkerArgs),
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
     allocator::keep_memory();
-    match Cli::parse_from(with_verb(env::args_os().collect())).verb {
+    match run(Cli::parse_from(with_verb(env::args_os().collect())).verb) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", message::message(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: Verb) -> anyhow::Result<()> {
+    match verb {
         Verb::Bench(args) => bench::run(&args),
         Verb::BenchPeers(args) => peers::run(&args),
         Verb::BenchSearch(args) => bench_search::run(&args),
