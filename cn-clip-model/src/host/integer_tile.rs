@@ -1,10 +1,6 @@
 //! A tile of a product of whole numbers, by the widest instructions that the processor has.
 
-use super::{
-    integer::DEPTH,
-    kernel::{prefetch, shares},
-    rows::BLOCK,
-};
+use super::{integer::DEPTH, rows::BLOCK};
 
 /// Pairs of places of a block.
 const PAIRS: usize = BLOCK / 2;
@@ -86,7 +82,10 @@ mod vectors {
         x86::{V3, V4},
     };
 
-    use super::{DEPTH, Line, MOST_COLUMNS, PAIRS, pairs_of_rows, prefetch, shares};
+    use super::{
+        super::kernel::{prefetch, shares},
+        DEPTH, Line, MOST_COLUMNS, PAIRS, pairs_of_rows,
+    };
 
     /// Vectors of a row.
     const VECTORS: usize = 2;
