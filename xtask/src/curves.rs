@@ -78,6 +78,12 @@ struct Curves {
     ranks: Vec<Point>,
 }
 
+impl Curves {
+    fn new(machine: Machine) -> Self {
+        Self { machine, batch: Vec::new(), rows: Vec::new(), ranks: Vec::new() }
+    }
+}
+
 /// Measures and draws.
 pub fn run(args: &CurvesArgs) -> anyhow::Result<()> {
     check(args)?;
@@ -85,7 +91,7 @@ pub fn run(args: &CurvesArgs) -> anyhow::Result<()> {
     let wanted = |kind: &str| args.only.is_empty() || args.only.iter().any(|only| only == kind);
     let machine = Machine::here();
     let mut curves = match args.only.is_empty() {
-        true => Curves { machine, batch: Vec::new(), rows: Vec::new(), ranks: Vec::new() },
+        true => Curves::new(machine),
         false => earlier(&args.output.join("curves.json"), machine)?,
     };
     println!("{}", curves.machine.line());
@@ -142,7 +148,7 @@ fn check(args: &CurvesArgs) -> anyhow::Result<()> {
 /// The points that a file holds, measured on this machine; none where there is no file.
 fn earlier(path: &Path, machine: Machine) -> anyhow::Result<Curves> {
     if !path.exists() {
-        return Ok(Curves { machine, batch: Vec::new(), rows: Vec::new(), ranks: Vec::new() });
+        return Ok(Curves::new(machine));
     }
     let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
     let curves: Curves = serde_json::from_str(&text).with_context(|| path.display().to_string())?;

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::{
     integer_tile::{Line, MOST_COLUMNS, tile},
-    kernel::{shares, tile_columns},
+    kernel::{MIDDLE, SMALL, each_pair, tile_columns},
     packed::{View, side_by_side},
     rows::{BLOCK, Rows},
 };
@@ -93,32 +93,35 @@ impl Integers {
         mut each: impl FnMut(usize, usize, &[f32]),
     ) {
         let (width, pairs) = (self.panel, depth.len().div_ceil(2));
-        let group_size = MR * depth.len().next_multiple_of(BLOCK);
         let size = self.depth.div_ceil(2) * 2 * width;
         let part = |index: usize| {
             let panel = &self.data[index * size..][depth.start * width..];
             &panel[..pairs * 2 * width]
         };
-        let panels = columns.start / width..columns.end.div_ceil(width);
-        for index in panels.clone() {
-            let panel = part(index);
-            let first = index * width;
-            let columns = width.min(self.columns - first);
-            let scales = &self.scales[first..][..width];
-            let next = if index + 1 < panels.end { part(index + 1) } else { &[] };
-            let groups = rows.data.chunks_exact(group_size.max(1));
-            let mut ahead = shares(next, groups.len());
-            for (group, values) in groups.enumerate() {
-                let ahead = ahead.next().unwrap_or_default();
-                let sums: [Line; MR] = tile(values, panel, width, ahead);
-                let scales_of_rows = rows.scales[group * MR..].iter().take(MR);
-                for (row, (mut sums, scale)) in sums.into_iter().zip(scales_of_rows).enumerate() {
+        each_pair(
+            rows.data.chunks_exact(rows.group_size.max(1)),
+            columns.start / width..columns.end.div_ceil(width),
+            part,
+            #[inline(always)]
+            |pair| {
+                let first = pair.panel * width;
+                let columns = width.min(self.columns - first);
+                let scales = &self.scales[first..][..width];
+                let of_rows = &rows.scales[pair.group * MR..];
+                let sums: [Line; MR] = if of_rows.len() <= SMALL {
+                    tile::<MR, SMALL>(&pair, width)
+                } else if of_rows.len() <= MIDDLE {
+                    tile::<MR, MIDDLE>(&pair, width)
+                } else {
+                    tile::<MR, MR>(&pair, width)
+                };
+                for (row, (mut sums, scale)) in sums.into_iter().zip(of_rows).enumerate() {
                     let pairs = sums.iter_mut().zip(scales);
                     pairs.for_each(|(sum, column)| *sum *= scale * column);
-                    each(group * MR + row, first, &sums[..columns]);
+                    each(pair.group * MR + row, first, &sums[..columns]);
                 }
-            }
-        }
+            },
+        );
     }
 }
 
@@ -126,6 +129,8 @@ impl Integers {
 #[derive(Default)]
 pub(super) struct IntegerRows {
     data: Vec<i16>,
+    /// Values of a group.
+    group_size: usize,
     /// What one is worth in each row.
     scales: Vec<f32>,
 }
@@ -135,25 +140,27 @@ impl IntegerRows {
     #[inline(always)]
     pub fn set<const MR: usize>(&mut self, rows: &Rows) {
         let size = rows.group_size::<MR>();
+        self.group_size = size;
         self.data.clear();
         self.data.resize(rows.count().div_ceil(MR) * size, 0);
         self.scales.clear();
         let groups = self.data.chunks_exact_mut(size.max(1)).zip(rows.groups::<MR>());
         for (data, values) in groups {
             let values = values.as_chunks::<BLOCK>().0.as_chunks::<MR>().0;
-            let mut largest = [0; MR];
+            // Place by place, so that blocks are whole vectors.
+            let mut largest = [[0; BLOCK]; MR];
             for block in values {
-                for (bits, row) in largest.iter_mut().zip(block) {
-                    *bits = row.iter().fold(*bits, |bits, x| larger(bits, *x));
-                }
+                let pairs = largest.as_flattened_mut().iter_mut().zip(block.as_flattened());
+                pairs.for_each(|(bits, x)| *bits = larger(*bits, *x));
             }
-            let factors = largest.map(factor);
+            let largest = largest.map(|places| places.into_iter().fold(0, u32::max));
             self.scales.extend(largest.map(worth));
+            let factors = largest.map(|bits| [factor(bits); BLOCK]);
             let data = data.as_chunks_mut::<BLOCK>().0.as_chunks_mut::<MR>().0;
             for (block, values) in data.iter_mut().zip(values) {
-                for ((row, values), factor) in block.iter_mut().zip(values).zip(&factors) {
-                    row.iter_mut().zip(values).for_each(|(place, x)| *place = round(x * factor));
-                }
+                let factors = factors.as_flattened().iter();
+                let pairs = block.as_flattened_mut().iter_mut().zip(values.as_flattened());
+                pairs.zip(factors).for_each(|((place, x), factor)| *place = round(x * factor));
             }
         }
         self.scales.truncate(rows.count());
@@ -239,7 +246,7 @@ mod tests {
     #[test]
     fn products_of_every_size() {
         for (rows, depth, columns) in
-            [(1, 1, 1), (5, 3, 17), (13, 128, 64), (25, 131, 33), (6, 400, 95)]
+            [(1, 1, 1), (5, 3, 17), (13, 128, 64), (20, 131, 33), (6, 400, 95), (22, 6, 16)]
         {
             let (a, b) = (matrix(rows, depth, 1, 3e-3), matrix(depth, columns, 2, 7e4));
             let column = |column: usize| b.iter().skip(column).step_by(columns);

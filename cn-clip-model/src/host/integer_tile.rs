@@ -1,6 +1,6 @@
 //! A tile of a product of whole numbers, by the widest instructions that the processor has.
 
-use super::{integer::DEPTH, rows::BLOCK};
+use super::{integer::DEPTH, kernel::Pair, rows::BLOCK};
 
 /// Pairs of places of a block.
 const PAIRS: usize = BLOCK / 2;
@@ -11,14 +11,12 @@ pub(super) const MOST_COLUMNS: usize = 32;
 /// A row of a tile.
 pub(super) type Line = [f32; MOST_COLUMNS];
 
-/// Sums of products over the depth of a group of rows ([`Rows`](super::rows::Rows)) and a panel of
-/// `width` columns, while `ahead` is on its way to the cache.
+/// Sums of products over the depth of the first `COUNT` rows of a group
+/// ([`Rows`](super::rows::Rows)) and a panel of `width` columns; the rest are of no meaning.
 #[inline(always)]
-pub(super) fn tile<const MR: usize>(
-    rows: &[i16],
-    panel: &[i16],
+pub(super) fn tile<const MR: usize, const COUNT: usize>(
+    pair: &Pair<i16, i16>,
     width: usize,
-    ahead: &[i16],
 ) -> [Line; MR] {
     #[cfg(target_arch = "x86_64")]
     {
@@ -28,21 +26,17 @@ pub(super) fn tile<const MR: usize>(
         const NARROW: usize = 16;
         if width == WIDE {
             if let Some(simd) = vectors::Vnni::try_new() {
-                return vectors::vnni(simd, rows, panel, ahead);
+                return vectors::vnni::<MR, COUNT>(simd, pair);
             }
             if let Some(simd) = V4::try_new() {
-                return vectors::wide(simd, rows, panel, ahead, |sum, row, weight| {
-                    let products = simd.multiply_wrapping_add_adjacent_i16x32(row, weight);
-                    simd.wrapping_add_i32x16(sum, products)
-                });
+                return vectors::pairwise::<MR, COUNT>(simd, pair);
             }
         }
         if let (NARROW, Some(simd)) = (width, V3::try_new()) {
-            return vectors::narrow(simd, rows, panel, ahead);
+            return vectors::narrow::<MR, COUNT>(simd, pair);
         }
     }
-    let _ = ahead;
-    portable(rows, panel, width)
+    portable(pair.rows, pair.weights, width)
 }
 
 /// The same on every processor.
@@ -83,7 +77,7 @@ mod vectors {
     };
 
     use super::{
-        super::kernel::{prefetch, shares},
+        super::kernel::{Pair, prefetch, shares},
         DEPTH, Line, MOST_COLUMNS, PAIRS, pairs_of_rows,
     };
 
@@ -102,13 +96,11 @@ mod vectors {
         }
     }
 
-    /// Tiles of `MR` times 16.
+    /// Tiles of 16 columns.
     #[inline(always)]
-    pub fn narrow<const MR: usize>(
+    pub fn narrow<const MR: usize, const COUNT: usize>(
         simd: V3,
-        rows: &[i16],
-        panel: &[i16],
-        ahead: &[i16],
+        pair: &Pair<i16, i16>,
     ) -> [Line; MR] {
         let add = |sum, row, weight: i16x16| {
             let row = pulp::cast(simd.splat_i32x8(row));
@@ -117,7 +109,7 @@ mod vectors {
         };
         let finish = |total, sum| simd.add_f32x8(total, simd.convert_i32x8_to_f32x8(sum));
         let zeros = (simd.splat_i32x8(0), simd.splat_f32x8(0.0));
-        let totals = totals::<MR, _, _, _>(rows, panel, ahead, zeros, add, finish);
+        let totals = totals::<MR, COUNT, _, _, _>(pair, zeros, add, finish);
         totals.map(|totals| {
             let mut line = [0.0; MOST_COLUMNS];
             line[..VECTORS * 8].copy_from_slice(cast_slice::<f32x8, f32>(&totals));
@@ -125,35 +117,31 @@ mod vectors {
         })
     }
 
-    /// Tiles of `MR` times 32; `add` adds the products of pairs to sums.
+    /// Tiles of 32 columns; `add` adds the products of pairs to sums.
     #[inline(always)]
-    pub fn wide<const MR: usize>(
+    fn wide<const MR: usize, const COUNT: usize>(
         simd: V4,
-        rows: &[i16],
-        panel: &[i16],
-        ahead: &[i16],
+        pair: &Pair<i16, i16>,
         add: impl Fn(i32x16, i16x32, i16x32) -> i32x16,
     ) -> [Line; MR] {
         let add = |sum, row, weight| add(sum, pulp::cast(simd.splat_i32x16(row)), weight);
         let finish = |total, sum| simd.add_f32x16(total, simd.convert_i32x16_to_f32x16(sum));
         let zeros = (simd.splat_i32x16(0), simd.splat_f32x16(0.0));
-        totals::<MR, _, _, _>(rows, panel, ahead, zeros, add, finish).map(pulp::cast)
+        totals::<MR, COUNT, _, _, _>(pair, zeros, add, finish).map(pulp::cast)
     }
 
     /// Sums of [`DEPTH`] products each, from which `finish` makes totals.
     #[inline(always)]
-    fn totals<const MR: usize, Sum: Copy, Total: Copy, Weights: Pod>(
-        rows: &[i16],
-        panel: &[i16],
-        ahead: &[i16],
+    fn totals<const MR: usize, const COUNT: usize, Sum: Copy, Total: Copy, Weights: Pod>(
+        pair: &Pair<i16, i16>,
         (no_sum, no_total): (Sum, Total),
         add: impl Fn(Sum, i32, Weights) -> Sum,
         finish: impl Fn(Total, Sum) -> Total,
     ) -> [[Total; VECTORS]; MR] {
         let mut totals = [[no_total; VECTORS]; MR];
-        let panel = cast_slice::<i16, Weights>(panel).as_chunks::<VECTORS>().0;
-        let mut ahead = shares(ahead, panel.len().div_ceil(PAIRS));
-        for (rows, panel) in rows.chunks(DEPTH * MR).zip(panel.chunks(DEPTH / 2)) {
+        let panel = cast_slice::<i16, Weights>(pair.weights).as_chunks::<VECTORS>().0;
+        let mut ahead = shares(pair.ahead, panel.len().div_ceil(PAIRS));
+        for (rows, panel) in pair.rows.chunks(DEPTH * MR).zip(panel.chunks(DEPTH / 2)) {
             let mut sums = [[no_sum; VECTORS]; MR];
             // One step at a time: where the compiler sees several additions to the same sum, it
             // takes `vpdpwssd` apart to shorten the chain.
@@ -162,58 +150,57 @@ mod vectors {
                     prefetch(ahead.next().unwrap_or_default());
                 }
                 let pairs = pairs_of_rows::<MR>(rows, step);
-                for (pair, sums) in pairs.into_iter().zip(&mut sums) {
+                for (pair, sums) in pairs.into_iter().zip(&mut sums).take(COUNT) {
                     for (weight, sum) in weights.iter().zip(sums) {
                         *sum = add(*sum, pulp::cast(pair), *weight);
                     }
                 }
             }
             let pairs = totals.as_flattened_mut().iter_mut().zip(sums.as_flattened());
-            pairs.for_each(|(total, sum)| *total = finish(*total, *sum));
+            pairs.take(COUNT * VECTORS).for_each(|(total, sum)| *total = finish(*total, *sum));
         }
         totals
     }
 
+    /// Tiles of 32 columns by an instruction for products and one for sums.
+    #[inline(always)]
+    pub fn pairwise<const MR: usize, const COUNT: usize>(
+        simd: V4,
+        pair: &Pair<i16, i16>,
+    ) -> [Line; MR] {
+        let add = |sum, row, weight| {
+            let products = simd.multiply_wrapping_add_adjacent_i16x32(row, weight);
+            simd.wrapping_add_i32x16(sum, products)
+        };
+        wide::<MR, COUNT>(simd, pair, add)
+    }
+
     /// The same by one instruction for products and sums.
     #[inline(always)]
-    pub fn vnni<const MR: usize>(
+    pub fn vnni<const MR: usize, const COUNT: usize>(
         simd: Vnni,
-        rows: &[i16],
-        panel: &[i16],
-        ahead: &[i16],
+        pair: &Pair<i16, i16>,
     ) -> [Line; MR] {
         let Some(vectors) = V4::try_new() else {
-            return super::portable(rows, panel, MOST_COLUMNS);
+            return super::portable(pair.rows, pair.weights, MOST_COLUMNS);
+        };
+        let add = |sum, row, weight| {
+            // SAFETY: `simd` is only made where the processor has the instruction.
+            let sum = unsafe {
+                _mm512_dpwssd_epi32(pulp::cast(sum), pulp::cast(row), pulp::cast(weight))
+            };
+            pulp::cast(sum)
         };
         simd.vectorize(
             #[inline(always)]
-            || {
-                wide(
-                    vectors,
-                    rows,
-                    panel,
-                    ahead,
-                    #[inline(always)]
-                    |sum, row, weight| {
-                        // SAFETY: `simd` is only made where the processor has the instruction.
-                        let sum = unsafe {
-                            _mm512_dpwssd_epi32(
-                                pulp::cast(sum),
-                                pulp::cast(row),
-                                pulp::cast(weight),
-                            )
-                        };
-                        pulp::cast(sum)
-                    },
-                )
-            },
+            || wide::<MR, COUNT>(vectors, pair, add),
         )
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::kernel::SMALL, *};
 
     #[test]
     fn every_processor_adds_the_same() {
@@ -222,16 +209,17 @@ mod tests {
             for pairs in [1usize, 7, 64, 65, 200] {
                 let size = (2 * pairs).next_multiple_of(BLOCK) * MR;
                 let rows: Vec<i16> = (0..size).map(value).collect();
-                let panel: Vec<i16> =
+                let weights: Vec<i16> =
                     (0..pairs * 2 * width).map(|index| value(index + 5)).collect();
-                let expected = portable::<MR>(&rows, &panel, width);
-                assert_eq!(tile(&rows, &panel, width, &panel), expected, "{pairs}");
+                let expected = portable::<MR>(&rows, &weights, width);
+                let pair =
+                    Pair { group: 0, panel: 0, rows: &rows, weights: &weights, ahead: &weights };
+                assert_eq!(tile::<MR, MR>(&pair, width), expected, "{pairs}");
+                let few = tile::<MR, SMALL>(&pair, width);
+                assert_eq!(few[..SMALL], expected[..SMALL], "some rows: {pairs}");
                 #[cfg(target_arch = "x86_64")]
                 if let (32, Some(simd)) = (width, pulp::x86::V4::try_new()) {
-                    let found = vectors::wide(simd, &rows, &panel, &[], |sum, row, weight| {
-                        let products = simd.multiply_wrapping_add_adjacent_i16x32(row, weight);
-                        simd.wrapping_add_i32x16(sum, products)
-                    });
+                    let found = vectors::pairwise::<MR, MR>(simd, &pair);
                     assert_eq!(found, expected, "without VNNI: {pairs}");
                 }
             }

@@ -1,7 +1,10 @@
 //! Matrix products of a block of rows with a weight, both laid out in the order in which they are
 //! read (Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", 2008).
 
-use std::{ops::Range, slice::Chunks};
+use std::{
+    ops::Range,
+    slice::{Chunks, ChunksExact},
+};
 
 use pulp::{Arch, Simd, WithSimd, bytemuck::cast_slice};
 
@@ -12,6 +15,11 @@ use super::{
 
 /// Vectors of a tile's row.
 const VECTORS: usize = 2;
+/// Rows of the smallest tile of a group that is not full; their sums are as many as the processor has
+/// multiply-adds under way.
+pub(super) const SMALL: usize = 4;
+/// Rows of the next.
+pub(super) const MIDDLE: usize = 2 * SMALL;
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
@@ -51,20 +59,6 @@ pub(super) fn tile_columns() -> usize {
     Arch::new().dispatch(Columns)
 }
 
-/// Rows of a tile on this processor.
-pub(super) fn tile_rows() -> usize {
-    struct Count<'a>(&'a mut usize);
-    impl Task for Count<'_> {
-        #[inline(always)]
-        fn run<S: Simd, const MR: usize>(self, _: S) {
-            *self.0 = MR;
-        }
-    }
-    let mut rows = 1;
-    run(Count(&mut rows));
-    rows
-}
-
 /// Whether the kernels are worth it: the processor has vectors of at least four floats.
 pub(super) fn has_vectors() -> bool {
     tile_columns() >= 4 * VECTORS
@@ -83,51 +77,84 @@ pub(super) fn product<S: Simd, const MR: usize, const ACROSS: bool>(
 ) {
     let width = weight.panel_columns();
     let part = |index: usize| &weight.panel(index)[depth.start * width..][..depth.len() * width];
-    for index in panels.clone() {
-        let panel = part(index);
-        let first = index * width;
-        let columns = width.min(weight.columns - first);
-        let next = if index + 1 < panels.end { part(index + 1) } else { &[] };
-        let groups = rows.groups::<MR>();
-        let mut ahead = shares(next, groups.len());
-        for (group, values) in groups.enumerate() {
-            let ahead = ahead.next().unwrap_or_default();
-            let tile = tile::<S, MR, ACROSS>(simd, values, panel, ahead);
-            let count = MR.min(rows.count() - group * MR);
+    each_pair(
+        rows.groups::<MR>(),
+        panels,
+        part,
+        #[inline(always)]
+        |pair| {
+            let first = pair.panel * width;
+            let columns = width.min(weight.columns - first);
+            let count = MR.min(rows.count() - pair.group * MR);
+            let tile = if count <= SMALL {
+                tile::<S, MR, SMALL, ACROSS>(simd, &pair)
+            } else if count <= MIDDLE {
+                tile::<S, MR, MIDDLE, ACROSS>(simd, &pair)
+            } else {
+                tile::<S, MR, MR, ACROSS>(simd, &pair)
+            };
             for (row, sums) in tile.iter().enumerate().take(count) {
-                each(group * MR + row, first, &cast_slice(sums)[..columns]);
+                each(pair.group * MR + row, first, &cast_slice(sums)[..columns]);
             }
+        },
+    );
+}
+
+/// A group of rows and a panel of a weight, whose product is a tile.
+pub(super) struct Pair<'a, R, W> {
+    pub group: usize,
+    pub panel: usize,
+    pub rows: &'a [R],
+    pub weights: &'a [W],
+    /// What is needed later, to be fetched meanwhile.
+    pub ahead: &'a [W],
+}
+
+/// Hands `each` the pairs of all groups with the first panel, then with the next; `part` gives a
+/// panel's values.
+#[inline(always)]
+pub(super) fn each_pair<'a, R: 'a, W: 'a>(
+    groups: ChunksExact<'a, R>,
+    panels: Range<usize>,
+    part: impl Fn(usize) -> &'a [W],
+    mut each: impl FnMut(Pair<'a, R, W>),
+) {
+    for panel in panels.clone() {
+        let weights = part(panel);
+        let next = if panel + 1 < panels.end { part(panel + 1) } else { &[] };
+        let mut ahead = shares(next, groups.len());
+        for (group, rows) in groups.clone().enumerate() {
+            let ahead = ahead.next().unwrap_or_default();
+            each(Pair { group, panel, rows, weights, ahead });
         }
     }
 }
 
-/// Sums of products over the depth of a group of rows and a panel, while `ahead` is on its way to
-/// the cache.
+/// Sums of products over the depth of the first `COUNT` rows of a group and a panel; the rest stay
+/// zero.
 #[inline(always)]
-fn tile<S: Simd, const MR: usize, const ACROSS: bool>(
+fn tile<S: Simd, const MR: usize, const COUNT: usize, const ACROSS: bool>(
     simd: S,
-    rows: &[f32],
-    panel: &[f32],
-    ahead: &[f32],
+    pair: &Pair<f32, f32>,
 ) -> [[S::f32s; VECTORS]; MR] {
-    let panel = S::as_simd_f32s(panel).0.as_chunks::<VECTORS>().0;
+    let panel = S::as_simd_f32s(pair.weights).0.as_chunks::<VECTORS>().0;
     let (panel, last) = panel.as_chunks::<BLOCK>();
-    let mut ahead = shares(ahead, panel.len());
-    let mut blocks = rows.chunks_exact(MR * BLOCK);
+    let mut ahead = shares(pair.ahead, panel.len());
+    let mut blocks = pair.rows.chunks_exact(MR * BLOCK);
     let mut sums = [[simd.splat_f32s(0.0); VECTORS]; MR];
     for (weights, rows) in panel.iter().zip(&mut blocks) {
         prefetch(ahead.next().unwrap_or_default());
-        add_products::<S, MR, ACROSS>(simd, rows, weights, &mut sums);
+        add_products::<S, MR, COUNT, ACROSS>(simd, rows, weights, &mut sums);
     }
     if let Some(rows) = blocks.next() {
-        add_products::<S, MR, ACROSS>(simd, rows, last, &mut sums);
+        add_products::<S, MR, COUNT, ACROSS>(simd, rows, last, &mut sums);
     }
     sums
 }
 
 /// Adds the products of a block.
 #[inline(always)]
-fn add_products<S: Simd, const MR: usize, const ACROSS: bool>(
+fn add_products<S: Simd, const MR: usize, const COUNT: usize, const ACROSS: bool>(
     simd: S,
     rows: &[f32],
     weights: &[[S::f32s; VECTORS]],
@@ -135,7 +162,7 @@ fn add_products<S: Simd, const MR: usize, const ACROSS: bool>(
 ) {
     let rows = &rows[..MR * BLOCK];
     for (place, weights) in weights.iter().enumerate().take(BLOCK) {
-        for (row, sums) in sums.iter_mut().enumerate() {
+        for (row, sums) in sums.iter_mut().enumerate().take(COUNT) {
             let value = rows[if ACROSS { place * MR + row } else { row * BLOCK + place }];
             let value = simd.splat_f32s(value);
             for (weight, sum) in weights.iter().zip(sums) {
@@ -213,8 +240,15 @@ mod tests {
     /// Small whole numbers, so the result is exact.
     #[test]
     fn products_of_every_size() {
-        for (rows, depth, columns) in [(1, 1, 1), (5, 3, 17), (13, 40, 64), (25, 7, 33), (6, 9, 95)]
-        {
+        for (rows, depth, columns) in [
+            (1, 1, 1),
+            (5, 3, 17),
+            (13, 40, 64),
+            (20, 7, 33),
+            (6, 9, 95),
+            (22, 10, 16),
+            (48, 6, 33),
+        ] {
             let (a, b) = (matrix(rows, depth, 1), matrix(depth, columns, 2));
             let left = columns / 3;
             let part = |from: usize, to: usize| -> Vec<f32> {

@@ -67,8 +67,8 @@ impl Rows<true> {
     /// Sets, of all rows, the values at a place of the depth.
     #[inline(always)]
     pub fn set_across<const MR: usize>(&mut self, place: usize, values: &[f32]) {
-        let groups = self.data.chunks_exact_mut(MR * self.depth.next_multiple_of(BLOCK));
-        for (group, values) in groups.zip(values.chunks(MR)) {
+        let size = self.group_size::<MR>().max(1);
+        for (group, values) in self.data.chunks_exact_mut(size).zip(values.chunks(MR)) {
             group[place * MR..][..values.len()].copy_from_slice(values);
         }
     }
