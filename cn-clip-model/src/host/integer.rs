@@ -10,8 +10,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::{
-    integer_tile::{Line, MOST_COLUMNS, tile},
-    kernel::{MIDDLE, SMALL, each_pair, tile_columns},
+    integer_tile::tile,
+    kernel::{Line, MIDDLE, MOST_COLUMNS, SMALL, each_pair, tile_columns},
     packed::{View, side_by_side},
     rows::{BLOCK, Rows},
 };

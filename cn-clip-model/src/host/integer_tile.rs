@@ -1,15 +1,13 @@
 //! A tile of a product of whole numbers, by the widest instructions that the processor has.
 
-use super::{integer::DEPTH, kernel::Pair, rows::BLOCK};
+use super::{
+    integer::DEPTH,
+    kernel::{Line, MOST_COLUMNS, Pair},
+    rows::BLOCK,
+};
 
 /// Pairs of places of a block.
 const PAIRS: usize = BLOCK / 2;
-
-/// Most columns of a tile.
-pub(super) const MOST_COLUMNS: usize = 32;
-
-/// A row of a tile.
-pub(super) type Line = [f32; MOST_COLUMNS];
 
 /// Sums of products over the depth of the first `COUNT` rows of a group
 /// ([`Rows`](super::rows::Rows)) and a panel of `width` columns; the rest are of no meaning.

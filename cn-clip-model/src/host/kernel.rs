@@ -20,8 +20,13 @@ const VECTORS: usize = 2;
 pub(super) const SMALL: usize = 4;
 /// Rows of the next.
 pub(super) const MIDDLE: usize = 2 * SMALL;
+/// Most columns of a tile.
+pub(super) const MOST_COLUMNS: usize = 32;
 /// Bytes of a cache line.
 const LINE: usize = 64;
+
+/// A row of a tile.
+pub(super) type Line = [f32; MOST_COLUMNS];
 
 /// Work of one thread, in the widest vectors that the processor has; `MR` are the rows of a tile.
 pub(super) trait Task {
@@ -86,15 +91,15 @@ pub(super) fn product<S: Simd, const MR: usize, const ACROSS: bool>(
             let first = pair.panel * width;
             let columns = width.min(weight.columns - first);
             let count = MR.min(rows.count() - pair.group * MR);
-            let tile = if count <= SMALL {
-                tile::<S, MR, SMALL, ACROSS>(simd, &pair)
+            let lines = if count <= SMALL {
+                simd.vectorize(Tile::<MR, SMALL, ACROSS>(&pair))
             } else if count <= MIDDLE {
-                tile::<S, MR, MIDDLE, ACROSS>(simd, &pair)
+                simd.vectorize(Tile::<MR, MIDDLE, ACROSS>(&pair))
             } else {
-                tile::<S, MR, MR, ACROSS>(simd, &pair)
+                simd.vectorize(Tile::<MR, MR, ACROSS>(&pair))
             };
-            for (row, sums) in tile.iter().enumerate().take(count) {
-                each(pair.group * MR + row, first, &cast_slice(sums)[..columns]);
+            for (row, sums) in lines.iter().enumerate().take(count) {
+                each(pair.group * MR + row, first, &sums[..columns]);
             }
         },
     );
@@ -131,25 +136,36 @@ pub(super) fn each_pair<'a, R: 'a, W: 'a>(
 }
 
 /// Sums of products over the depth of the first `COUNT` rows of a group and a panel; the rest stay
-/// zero.
-#[inline(always)]
-fn tile<S: Simd, const MR: usize, const COUNT: usize, const ACROSS: bool>(
-    simd: S,
-    pair: &Pair<f32, f32>,
-) -> [[S::f32s; VECTORS]; MR] {
-    let panel = S::as_simd_f32s(pair.weights).0.as_chunks::<VECTORS>().0;
-    let (panel, last) = panel.as_chunks::<BLOCK>();
-    let mut ahead = shares(pair.ahead, panel.len());
-    let mut blocks = pair.rows.chunks_exact(MR * BLOCK);
-    let mut sums = [[simd.splat_f32s(0.0); VECTORS]; MR];
-    for (weights, rows) in panel.iter().zip(&mut blocks) {
-        prefetch(ahead.next().unwrap_or_default());
-        add_products::<S, MR, COUNT, ACROSS>(simd, rows, weights, &mut sums);
+/// zero. A function of its own, of which there is one for all products.
+struct Tile<'a, const MR: usize, const COUNT: usize, const ACROSS: bool>(&'a Pair<'a, f32, f32>);
+
+impl<const MR: usize, const COUNT: usize, const ACROSS: bool> WithSimd
+    for Tile<'_, MR, COUNT, ACROSS>
+{
+    type Output = [Line; MR];
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> [Line; MR] {
+        let Pair { rows, weights, ahead, .. } = *self.0;
+        let panel = S::as_simd_f32s(weights).0.as_chunks::<VECTORS>().0;
+        let (panel, last) = panel.as_chunks::<BLOCK>();
+        let mut ahead = shares(ahead, panel.len());
+        let mut blocks = rows.chunks_exact(MR * BLOCK);
+        let mut sums = [[simd.splat_f32s(0.0); VECTORS]; MR];
+        for (weights, rows) in panel.iter().zip(&mut blocks) {
+            prefetch(ahead.next().unwrap_or_default());
+            add_products::<S, MR, COUNT, ACROSS>(simd, rows, weights, &mut sums);
+        }
+        if let Some(rows) = blocks.next() {
+            add_products::<S, MR, COUNT, ACROSS>(simd, rows, last, &mut sums);
+        }
+        let mut lines = [[0.0; MOST_COLUMNS]; MR];
+        for (line, sums) in lines.iter_mut().zip(&sums).take(COUNT) {
+            let sums = cast_slice(sums);
+            line[..sums.len()].copy_from_slice(sums);
+        }
+        lines
     }
-    if let Some(rows) = blocks.next() {
-        add_products::<S, MR, COUNT, ACROSS>(simd, rows, last, &mut sums);
-    }
-    sums
 }
 
 /// Adds the products of a block.
