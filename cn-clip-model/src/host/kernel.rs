@@ -15,6 +15,8 @@ use super::{
 
 /// Vectors of a tile's row.
 const VECTORS: usize = 2;
+/// Fewest floats of a vector with which the kernels are worth it.
+const LEAST_LANES: usize = 4;
 /// Rows of the smallest tile of a group that is not full; their sums are as many as the processor has
 /// multiply-adds under way.
 pub(super) const SMALL: usize = 4;
@@ -34,7 +36,8 @@ pub(super) trait Task {
     fn run<S: Simd, const MR: usize>(self, simd: S);
 }
 
-/// Runs a task.
+/// Runs a task. To be called only where there are vectors ([`has_vectors`]): without them it would be
+/// slow, and its code, which no one runs, as large again.
 pub(super) fn run(task: impl Task) {
     struct Chosen<T>(T);
     impl<T: Task> WithSimd for Chosen<T> {
@@ -42,9 +45,12 @@ pub(super) fn run(task: impl Task) {
         #[inline(always)]
         fn with_simd<S: Simd>(self, simd: S) {
             // A tile's sums, the vectors of the weight and one of the rows must fit the registers.
-            match S::REGISTER_COUNT >= 32 {
-                true => self.0.run::<S, 12>(simd),
-                false => self.0.run::<S, 6>(simd),
+            if S::F32_LANES < LEAST_LANES {
+                debug_assert!(false, "a kernel on a processor without vectors");
+            } else if S::REGISTER_COUNT >= 32 {
+                self.0.run::<S, 12>(simd);
+            } else {
+                self.0.run::<S, 6>(simd);
             }
         }
     }
@@ -64,9 +70,9 @@ pub(super) fn tile_columns() -> usize {
     Arch::new().dispatch(Columns)
 }
 
-/// Whether the kernels are worth it: the processor has vectors of at least four floats.
+/// Whether the kernels are worth it: the processor has vectors of at least [`LEAST_LANES`].
 pub(super) fn has_vectors() -> bool {
-    tile_columns() >= 4 * VECTORS
+    tile_columns() >= LEAST_LANES * VECTORS
 }
 
 /// Hands `each` the product of `rows` and a part of `weight` (`depth` of its rows, `panels` of its
