@@ -13,6 +13,9 @@ use burn::tensor::Device;
 use crate::ModelError;
 
 const MISSING: &str = "no such device on this machine, or its driver is missing";
+/// Kernels with an exponential or error function take it from there.
+const TOOLKIT: &str = "; nvvm/libdevice/libdevice.10.bc of the CUDA toolkit must be below CUDA_PATH \
+                       or /usr/local/cuda";
 
 /// Kind of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -107,13 +110,18 @@ impl DeviceSpec {
         // GPU backends panic on first use of a device that does not exist.
         let opened = catch_unwind(AssertUnwindSafe(|| {
             let device = self.backend()?;
-            let one = burn::tensor::Tensor::<1>::ones([1], &device);
+            let one = burn::tensor::Tensor::<1>::zeros([1], &device).exp();
             match one.into_data().iter::<f32>().next() {
                 Some(1.0) => Ok(device),
                 _ => Err(self.error("the device computes wrong results")),
             }
         }));
-        opened.unwrap_or_else(|_| Err(self.error(MISSING)))
+        opened.unwrap_or_else(|_| Err(self.missing()))
+    }
+
+    fn missing(&self) -> ModelError {
+        let toolkit = if self.kind == DeviceKind::Cuda { TOOLKIT } else { "" };
+        self.error(format!("{MISSING}{toolkit}"))
     }
 
     fn error(&self, reason: impl Into<String>) -> ModelError {
@@ -125,7 +133,7 @@ impl DeviceSpec {
         if let Some(index) = self.index.filter(|_| !self.is_host() && compiled().contains(&name)) {
             let mut devices = self.enumerate();
             return match devices.len() {
-                0 => Err(self.error(MISSING)),
+                0 => Err(self.missing()),
                 count if index < count => Ok(devices.swap_remove(index)),
                 count => Err(self.error(format!("this machine has {name}:0 to :{}", count - 1))),
             };

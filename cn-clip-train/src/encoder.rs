@@ -77,7 +77,8 @@ impl<'a> Encoder<'a> {
             match side {
                 Side::Image => {
                     let keep = model.keep_patches(self.options.mask_ratio, rng, &device);
-                    Tower::image(model, batch.pixels(&device), keep, pass, sync)
+                    let pixels = batch.pixels_in(self.options.precision, &device);
+                    Tower::image(model, pixels, keep, pass, sync)
                 }
                 Side::Text => Tower::text(model, batch.tokens(&device), pass),
             }

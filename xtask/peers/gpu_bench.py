@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import threading
@@ -31,27 +32,29 @@ def arguments():
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--alternations", type=int, default=2)
     parser.add_argument("--contenders", nargs="+", default=["ours", "torch", "compiled"])
+    parser.add_argument("--kinds", nargs="+", default=["encode-image", "encode-text", "train-step"])
     parser.add_argument("--output", default="results.json")
-    parser.add_argument("--peer", help=argparse.SUPPRESS)
+    parser.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def main():
     args = arguments()
     if args.peer:
-        print(json.dumps(peer(json.loads(args.peer))))
+        serve()
         return
-    import torch
-
-    device = torch.cuda.get_device_name() if args.device == "cuda" else "processor"
     cases = [case for model in args.models for case in cases_of(args, model)]
-    results = {"device": device, "context_length": args.context_length,
-               "torch": torch.__version__, "cases": cases}
+    server = Server(args.device)
+    results = {**server.ask({"about": args.device}), "context_length": args.context_length,
+               "cases": cases}
     for case in cases:
         for _ in range(args.alternations):
             for contender in args.contenders:
-                print(describe(case), contender, file=sys.stderr)
-                join(case["measured"], contender, measure(args, case, contender))
+                print(describe(case), contender, file=sys.stderr, flush=True)
+                found = ours(args, case) if contender == "ours" else \
+                    theirs(args, case, contender, server)
+                print(summary(case, found), file=sys.stderr, flush=True)
+                join(case["measured"], contender, found)
         # What has been measured survives an interruption.
         with open(args.output + ".part", "w") as file:
             json.dump(results, file, indent=1)
@@ -75,27 +78,27 @@ def cases_of(args, model):
     return [
         {"model": name, "path": path, "config": config, "kind": kind, "batch": batch,
          "mask_ratio": mask, "checkpointing": checkpointing, "measured": {}}
-        for kind, batch, mask, checkpointing in kinds
+        for kind, batch, mask, checkpointing in kinds if kind in args.kinds
     ]
 
 
-def measure(args, case, contender):
-    if contender == "ours":
-        command = [
-            args.binary, "bench", "--json", "--case", case["kind"],
-            "--vision-model", case["path"], "--text-model", case["path"],
-            "--batch", str(case["batch"]), "--context-length", str(args.context_length),
-            "--mask-ratio", str(case["mask_ratio"]), "--precision", args.precision,
-            "--warmup", str(args.warmup), "--rounds", str(args.rounds), "--device", args.device,
-        ]
-        command += ["--grad-checkpointing"] if case["checkpointing"] else []
-    else:
-        keys = ["config", "kind", "batch", "mask_ratio", "checkpointing"]
-        task = {key: case[key] for key in keys}
-        task |= {key: getattr(args, key) for key in ["device", "precision", "context_length",
-                                                     "warmup", "rounds"]}
-        task["compile"] = contender == "compiled"
-        command = [sys.executable, os.path.abspath(__file__), "--peer", json.dumps(task)]
+def summary(case, found):
+    if "error" in found:
+        return "  " + found["error"]
+    seconds = statistics.median(found["seconds"])
+    return "  %.4f s, %.1f per second, %s MiB, first pass %.1f s" % (
+        seconds, case["batch"] / seconds, found["memory_mib"], found["first_pass"])
+
+
+def ours(args, case):
+    command = [
+        args.binary, "bench", "--json", "--case", case["kind"],
+        "--vision-model", case["path"], "--text-model", case["path"],
+        "--batch", str(case["batch"]), "--context-length", str(args.context_length),
+        "--mask-ratio", str(case["mask_ratio"]), "--precision", args.precision,
+        "--warmup", str(args.warmup), "--rounds", str(args.rounds), "--device", args.device,
+    ]
+    command += ["--grad-checkpointing"] if case["checkpointing"] else []
     with Memory(args.device) as memory:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     if done.returncode != 0:
@@ -103,8 +106,62 @@ def measure(args, case, contender):
         message = lines[-1] if lines else "ended with status %d" % done.returncode
         return {"error": message[:200].replace("|", " ")}
     found = json.loads(done.stdout.splitlines()[-1])
-    mib = memory.most if args.device == "cuda" else found["peak_mib"]
-    return {"seconds": found["seconds"], "memory_mib": mib, "attention": found.get("attention")}
+    found["memory_mib"] = memory.most if args.device == "cuda" else found.pop("peak_mib")
+    return found
+
+
+def theirs(args, case, contender, server):
+    keys = ["config", "kind", "batch", "mask_ratio", "checkpointing"]
+    task = {key: case[key] for key in keys}
+    task |= {key: getattr(args, key) for key in ["device", "precision", "context_length",
+                                                 "warmup", "rounds"]}
+    task["compile"] = contender == "compiled"
+    with Memory(args.device, server.before) as memory:
+        found = server.ask(task)
+    if "error" not in found and args.device == "cuda":
+        found["memory_mib"] = memory.most
+    return found
+
+
+class Server:
+    """One process for all of PyTorch's cases, as importing it takes longer than most of them. What a
+    case leaves behind is freed before the next."""
+
+    def __init__(self, device):
+        self.before = Memory(device).used() if device == "cuda" else None
+        command = [sys.executable, os.path.abspath(__file__), "--peer"]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        stderr=subprocess.DEVNULL, text=True)
+
+    def ask(self, task):
+        try:
+            self.process.stdin.write(json.dumps(task) + "\n")
+            self.process.stdin.flush()
+            return json.loads(self.process.stdout.readline())
+        except (OSError, ValueError):
+            return {"error": "the process of PyTorch ended with status %s" % self.process.poll()}
+
+
+def serve():
+    """Answers the tasks of standard input, a line each."""
+    import gc
+    import torch
+
+    for line in sys.stdin:
+        task = json.loads(line)
+        if "about" in task:
+            name = torch.cuda.get_device_name() if task["about"] == "cuda" else "processor"
+            answer = {"device": name, "torch": torch.__version__}
+        else:
+            try:
+                answer = peer(task)
+            except Exception as error:
+                answer = {"error": str(error).strip().splitlines()[0][:200].replace("|", " ")}
+            torch._dynamo.reset()
+            gc.collect()
+            if task["device"] == "cuda":
+                torch.cuda.empty_cache()
+        print(json.dumps(answer), flush=True)
 
 
 def join(measured, contender, found):
@@ -122,8 +179,9 @@ def join(measured, contender, found):
 class Memory:
     """The most memory of the device that is in use meanwhile, beyond what was at first."""
 
-    def __init__(self, device):
+    def __init__(self, device, first=None):
         self.polls = device == "cuda"
+        self.first = first
         self.most = None
 
     def used(self):
@@ -141,7 +199,8 @@ class Memory:
                 self.most = max(self.most or 0.0, used - self.first)
 
     def __enter__(self):
-        self.first = self.used() if self.polls else None
+        if self.first is None and self.polls:
+            self.first = self.used()
         if self.first is not None:
             self.stop = threading.Event()
             self.thread = threading.Thread(target=self.poll)
@@ -213,8 +272,8 @@ def peer(task):
     torch.manual_seed(0)
     device = task["device"]
     bf16 = task["precision"] == "bf16"
-    model, attention = build(task["config"])
-    model = model.to(device)
+    with torch.device(device):
+        model, attention = build(task["config"])
     side = task["config"]["image_resolution"]
     # In memory of the host, as a loader leaves them.
     pixels = torch.rand(task["batch"], 3, side, side) * 2 - 1
@@ -250,7 +309,8 @@ def peer(task):
         run()
         seconds.append(time.perf_counter() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": seconds[task["warmup"]:], "peak_mib": peak, "attention": attention}
+    return {"seconds": seconds[task["warmup"]:], "first_pass": seconds[0], "memory_mib": peak,
+            "attention": attention}
 
 
 def train(torch, model, task, batch, bf16):

@@ -159,7 +159,10 @@ impl SearchArgs {
             let name = format!("{key}_{rows}_{}.{ending}", self.dim);
             let path = Path::new(DIRECTORY).join(name);
             if !path.exists() {
-                write(&path, key, rows, self.dim).with_context(|| path.display().to_string())?;
+                // What an interrupted run leaves must not pass for data.
+                let part = path.with_extension("part");
+                write(&part, key, rows, self.dim).with_context(|| part.display().to_string())?;
+                fs::rename(&part, &path).with_context(|| path.display().to_string())?;
             }
             Ok(path)
         };

@@ -11,7 +11,10 @@ use anyhow::{Context, bail};
 use clap::Args;
 use cn_clip_model::{Clip, ClipConfig, DeviceSpec, Pass};
 
-use crate::{machine::Machine, peers::median, release, sampling::Profile, training::random_batch};
+use crate::{
+    flops, machine::Machine, peers::median, registers, release, sampling::Profile,
+    training::random_batch,
+};
 
 /// Largest program we want, in MB.
 const LARGEST: f64 = 40.0;
@@ -101,6 +104,13 @@ fn breakdown(args: &SizeArgs, data: &Path) -> anyhow::Result<()> {
     }
     let rate = (runs * args.batch) as f64 / clock.elapsed().as_secs_f64();
     println!("\nencoding of {} pictures at a time, {rate:.2} pictures/s while sampled", args.batch);
+    if let Some(operations) = flops::image(&config.vision, 0.0) {
+        let (asked, most) = (rate * operations / 1e9, registers::gflops());
+        println!(
+            "products of the model {asked:.0} GFLOP/s, multiply-adds in registers {most:.0}: {:.0} %",
+            100.0 * asked / most
+        );
+    }
     Profile::read(data)?.print();
     Ok(())
 }

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::{
     integer_tile::tile,
-    kernel::{Line, MIDDLE, MOST_COLUMNS, SMALL, each_pair, tile_columns},
+    kernel::{Height, Line, MIDDLE, MOST_COLUMNS, SMALL, each_pair, tile_columns},
     packed::{View, side_by_side},
     rows::{BLOCK, Rows},
 };
@@ -99,7 +99,8 @@ impl Integers {
             let panel = &self.data[index * size..][depth.start * width..];
             &panel[..pairs * 2 * width]
         };
-        each_pair(
+        each_pair::<MR, _, _>(
+            rows.scales.len(),
             rows.data.chunks_exact(rows.group_size.max(1)),
             columns.start / width..columns.end.div_ceil(width),
             part,
@@ -108,18 +109,16 @@ impl Integers {
                 let first = pair.panel * width;
                 let columns = width.min(self.columns - first);
                 let scales = &self.scales[first..][..width];
-                let of_rows = &rows.scales[pair.group * MR..];
-                let sums: [Line; MR] = if of_rows.len() <= SMALL {
-                    tile::<MR, SMALL>(&pair, width)
-                } else if of_rows.len() <= MIDDLE {
-                    tile::<MR, MIDDLE>(&pair, width)
-                } else {
-                    tile::<MR, MR>(&pair, width)
+                let of_rows = &rows.scales[pair.first_row..][..pair.count];
+                let sums: [Line; MR] = match pair.height::<MR>() {
+                    Height::Small => tile::<MR, SMALL>(&pair, width),
+                    Height::Middle => tile::<MR, MIDDLE>(&pair, width),
+                    Height::Full => tile::<MR, MR>(&pair, width),
                 };
                 for (row, (mut sums, scale)) in sums.into_iter().zip(of_rows).enumerate() {
                     let pairs = sums.iter_mut().zip(scales);
                     pairs.for_each(|(sum, column)| *sum *= scale * column);
-                    each(pair.group * MR + row, first, &sums[..columns]);
+                    each(pair.first_row + row, first, &sums[..columns]);
                 }
             },
         );

@@ -210,8 +210,9 @@ mod tests {
                 let weights: Vec<i16> =
                     (0..pairs * 2 * width).map(|index| value(index + 5)).collect();
                 let expected = portable::<MR>(&rows, &weights, width);
+                let (rows, weights) = (&rows, &weights);
                 let pair =
-                    Pair { group: 0, panel: 0, rows: &rows, weights: &weights, ahead: &weights };
+                    Pair { first_row: 0, count: MR, panel: 0, rows, weights, ahead: weights };
                 assert_eq!(tile::<MR, MR>(&pair, width), expected, "{pairs}");
                 let few = tile::<MR, SMALL>(&pair, width);
                 assert_eq!(few[..SMALL], expected[..SMALL], "some rows: {pairs}");

@@ -20,7 +20,7 @@ const LEAST_LANES: usize = 4;
 /// Rows of the smallest tile of a group that is not full; their sums are as many as the processor has
 /// multiply-adds under way.
 pub(super) const SMALL: usize = 4;
-/// Rows of the next.
+/// Rows of the next, if a full one has more.
 pub(super) const MIDDLE: usize = 2 * SMALL;
 /// Most columns of a tile.
 pub(super) const MOST_COLUMNS: usize = 32;
@@ -38,6 +38,10 @@ pub(super) trait Task {
 
 /// Runs a task. To be called only where there are vectors ([`has_vectors`]): without them it would be
 /// slow, and its code, which no one runs, as large again.
+///
+/// # Panics
+///
+/// Without vectors.
 pub(super) fn run(task: impl Task) {
     struct Chosen<T>(T);
     impl<T: Task> WithSimd for Chosen<T> {
@@ -46,7 +50,7 @@ pub(super) fn run(task: impl Task) {
         fn with_simd<S: Simd>(self, simd: S) {
             // A tile's sums, the vectors of the weight and one of the rows must fit the registers.
             if S::F32_LANES < LEAST_LANES {
-                debug_assert!(false, "a kernel on a processor without vectors");
+                unreachable!("a kernel on a processor without vectors");
             } else if S::REGISTER_COUNT >= 32 {
                 self.0.run::<S, 12>(simd);
             } else {
@@ -88,7 +92,8 @@ pub(super) fn product<S: Simd, const MR: usize, const ACROSS: bool>(
 ) {
     let width = weight.panel_columns();
     let part = |index: usize| &weight.panel(index)[depth.start * width..][..depth.len() * width];
-    each_pair(
+    each_pair::<MR, _, _>(
+        rows.count(),
         rows.groups::<MR>(),
         panels,
         part,
@@ -96,16 +101,13 @@ pub(super) fn product<S: Simd, const MR: usize, const ACROSS: bool>(
         |pair| {
             let first = pair.panel * width;
             let columns = width.min(weight.columns - first);
-            let count = MR.min(rows.count() - pair.group * MR);
-            let lines = if count <= SMALL {
-                simd.vectorize(Tile::<MR, SMALL, ACROSS>(&pair))
-            } else if count <= MIDDLE {
-                simd.vectorize(Tile::<MR, MIDDLE, ACROSS>(&pair))
-            } else {
-                simd.vectorize(Tile::<MR, MR, ACROSS>(&pair))
+            let lines = match pair.height::<MR>() {
+                Height::Small => simd.vectorize(Tile::<MR, SMALL, ACROSS>(&pair)),
+                Height::Middle => simd.vectorize(Tile::<MR, MIDDLE, ACROSS>(&pair)),
+                Height::Full => simd.vectorize(Tile::<MR, MR, ACROSS>(&pair)),
             };
-            for (row, sums) in lines.iter().enumerate().take(count) {
-                each(pair.group * MR + row, first, &sums[..columns]);
+            for (row, sums) in lines.iter().enumerate().take(pair.count) {
+                each(pair.first_row + row, first, &sums[..columns]);
             }
         },
     );
@@ -113,7 +115,10 @@ pub(super) fn product<S: Simd, const MR: usize, const ACROSS: bool>(
 
 /// A group of rows and a panel of a weight, whose product is a tile.
 pub(super) struct Pair<'a, R, W> {
-    pub group: usize,
+    /// First row of the group.
+    pub first_row: usize,
+    /// Rows of the group that are there.
+    pub count: usize,
     pub panel: usize,
     pub rows: &'a [R],
     pub weights: &'a [W],
@@ -121,10 +126,35 @@ pub(super) struct Pair<'a, R, W> {
     pub ahead: &'a [W],
 }
 
-/// Hands `each` the pairs of all groups with the first panel, then with the next; `part` gives a
-/// panel's values.
+/// Rows of a tile.
+pub(super) enum Height {
+    /// [`SMALL`].
+    Small,
+    /// [`MIDDLE`].
+    Middle,
+    /// As many as a group can have.
+    Full,
+}
+
+impl<R, W> Pair<'_, R, W> {
+    /// The smallest tile that has the rows that are there.
+    #[inline(always)]
+    pub fn height<const MR: usize>(&self) -> Height {
+        if MR > SMALL && self.count <= SMALL {
+            Height::Small
+        } else if MR > MIDDLE && self.count <= MIDDLE {
+            Height::Middle
+        } else {
+            Height::Full
+        }
+    }
+}
+
+/// Hands `each` the pairs of all groups of `count` rows with the first panel, then with the next;
+/// `part` gives a panel's values.
 #[inline(always)]
-pub(super) fn each_pair<'a, R: 'a, W: 'a>(
+pub(super) fn each_pair<'a, const MR: usize, R: 'a, W: 'a>(
+    count: usize,
     groups: ChunksExact<'a, R>,
     panels: Range<usize>,
     part: impl Fn(usize) -> &'a [W],
@@ -134,9 +164,10 @@ pub(super) fn each_pair<'a, R: 'a, W: 'a>(
         let weights = part(panel);
         let next = if panel + 1 < panels.end { part(panel + 1) } else { &[] };
         let mut ahead = shares(next, groups.len());
-        for (group, rows) in groups.clone().enumerate() {
+        for (rows, first_row) in groups.clone().zip((0..count).step_by(MR)) {
             let ahead = ahead.next().unwrap_or_default();
-            each(Pair { group, panel, rows, weights, ahead });
+            let count = MR.min(count - first_row);
+            each(Pair { first_row, count, panel, rows, weights, ahead });
         }
     }
 }

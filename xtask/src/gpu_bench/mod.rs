@@ -1,6 +1,5 @@
 //! Rates on a CUDA machine beside PyTorch's: a folder to carry there, and its results as a table.
 
-mod flops;
 mod report;
 
 use std::{

@@ -1,7 +1,7 @@
 //! The checks.
 
-use burn::tensor::Device;
-use cn_clip_model::Precision;
+use burn::tensor::{Device, TensorData};
+use cn_clip_model::{Precision, SampleRng};
 use cn_clip_train::step::StepOptions;
 
 use super::{
@@ -61,7 +61,8 @@ impl Check {
 ///
 /// The batch norms of the tiny ResNet see five numbers in training, of which rounding to 16 bits
 /// leaves nothing to compare; there its gradients are those with running averages.
-pub const CHECKS: [Check; 20] = [
+pub const CHECKS: [Check; 21] = [
+    Check::new("dropout masks", Kind::Exact, |p| dropout_masks(p.device, p.reference)).fp32(),
     Check::new("ViT, layers", Kind::Forward, |p| image_layers("vit_tiny", p.device, p.precision)),
     Check::new("ResNet, layers", Kind::Forward, |p| image_layers("rn_tiny", p.device, p.precision)),
     Check::new("BERT, layers", Kind::Forward, |p| text_layers("vit_tiny", p.device, p.precision)),
@@ -106,9 +107,26 @@ pub const CHECKS: [Check; 20] = [
     .fp32(),
     Check::new("extraction", Kind::Forward, |p| search::extraction(p.device, p.precision))
         .evaluation(),
-    Check::new("top-k", Kind::Ranking, |p| search::top_k(p.device)).fp32(),
+    Check::new("top-k", Kind::Exact, |p| search::top_k(p.device)).fp32(),
 ];
 
 fn checkpointed(precision: Precision) -> StepOptions {
     StepOptions { checkpointing: true, ..options(precision) }
+}
+
+/// Masks are functions of the seed, on every device the same.
+fn dropout_masks(device: &Device, reference: &Device) -> Errors {
+    let mut errors = Errors::default();
+    let rng = SampleRng::for_step(7, 3, 0..5);
+    let values = |data: TensorData| data.iter::<f32>().collect::<Vec<_>>();
+    let [found, expected] = [device, reference].map(|device| {
+        let hidden = rng.hidden_mask(4, [9, 40], 0.1, device).into_data();
+        let attention = rng.attention_mask(5, [3, 9, 9], 0.3, device).into_data();
+        [values(hidden), values(attention)]
+    });
+    for (name, (found, expected)) in ["hidden", "attention"].iter().zip(found.iter().zip(&expected))
+    {
+        errors.add(name, found, expected);
+    }
+    errors
 }

@@ -14,8 +14,8 @@ pub enum Kind {
     RoughGradient,
     /// Parameters after steps of the optimizer.
     Parameters,
-    /// Rankings, whose order is exact on every device.
-    Ranking,
+    /// Rankings and random masks, which are the same on every device.
+    Exact,
 }
 
 /// The largest error allowed. On fp32 it is that of the worst tensor, by its largest value; on 16
@@ -27,13 +27,13 @@ pub enum Kind {
 /// | gradients | 1e-3 | 2e-2 | 2e-2 | 1e-1 |
 /// | rough gradients, not on `cpu` | 2e-3 | 2e-2 | 2e-2 | 1e-1 |
 /// | parameters after AdamW | 1e-4 | 1e-3 | - | - |
-/// | rankings | 0 | 0 | 0 | 0 |
+/// | rankings, masks | 0 | 0 | 0 | 0 |
 ///
 /// CUDA and ROCm may multiply 32-bit matrices in TF32, with 10 bits of mantissa.
 pub fn tolerance(kind: Kind, precision: Precision, device: DeviceKind) -> f32 {
     let tf32 = matches!(device, DeviceKind::Cuda | DeviceKind::Rocm);
     match (kind, precision) {
-        (Kind::Ranking, _) => 0.0,
+        (Kind::Exact, _) => 0.0,
         (Kind::Forward, Precision::Fp32) if tf32 => 5e-3,
         (Kind::Forward, Precision::Fp32) => 1e-4,
         (Kind::Forward, Precision::Fp16 | Precision::Int16) => 5e-3,

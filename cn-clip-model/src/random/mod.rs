@@ -5,8 +5,12 @@
 //! when a block is recomputed. That is what makes accumulation, data parallelism and
 //! checkpointing equal to one large batch.
 
+mod on_device;
+
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use rayon::prelude::*;
+
+use crate::device::is_host;
 
 /// Positions are hashed with this stride, so that masks do not depend on trimmed padding.
 const POSITION_STRIDE: u32 = 4096;
@@ -41,13 +45,17 @@ impl SampleRng {
     }
 
     /// Dropout factors `[batch, positions, width]`: 0 with this probability, else its inverse.
-    pub(crate) fn hidden_mask(
+    pub fn hidden_mask(
         &self,
         site: u32,
         [positions, width]: [usize; 2],
         probability: f64,
         device: &Device,
     ) -> Tensor<3> {
+        if !is_host(device) {
+            let counters = on_device::hidden_counters([positions, width], device);
+            return self.dropout(site, probability).factors(counters);
+        }
         let values = self.mask(site, positions * width, probability, |element| {
             hidden_counter(width, element / width, element % width)
         });
@@ -55,13 +63,17 @@ impl SampleRng {
     }
 
     /// Dropout factors `[batch, heads, queries, keys]` of attention probabilities.
-    pub(crate) fn attention_mask(
+    pub fn attention_mask(
         &self,
         site: u32,
         [heads, queries, keys]: [usize; 3],
         probability: f64,
         device: &Device,
     ) -> Tensor<4> {
+        if !is_host(device) {
+            let counters = on_device::attention_counters([heads, queries, keys], device);
+            return self.dropout(site, probability).factors(counters);
+        }
         let values = self.mask(site, heads * queries * keys, probability, |element| {
             let row = element / keys;
             attention_counter(row / queries, row % queries, element % keys)
@@ -155,13 +167,17 @@ fn mix64(value: u64) -> u64 {
     value ^ (value >> 31)
 }
 
+/// Of the rounds of [`hash32`].
+const SHIFTS: [u32; 3] = [16, 15, 16];
+const FACTORS: [u32; 2] = [0x7feb_352d, 0x846c_a68b];
+
 /// Two keyed rounds of a 32-bit integer hash; vectorises.
 #[inline(always)]
 fn hash32(key: u64, counter: u32) -> u32 {
     let round = |value: u32| {
-        let value = (value ^ (value >> 16)).wrapping_mul(0x7feb_352d);
-        let value = (value ^ (value >> 15)).wrapping_mul(0x846c_a68b);
-        value ^ (value >> 16)
+        let value = (value ^ (value >> SHIFTS[0])).wrapping_mul(FACTORS[0]);
+        let value = (value ^ (value >> SHIFTS[1])).wrapping_mul(FACTORS[1]);
+        value ^ (value >> SHIFTS[2])
     };
     round(round(counter ^ key as u32).wrapping_add((key >> 32) as u32))
 }
