@@ -17,6 +17,15 @@ const MISSING: &str = "no such device on this machine, or its driver is missing"
 const TOOLKIT: &str = "; nvvm/libdevice/libdevice.10.bc of the CUDA toolkit must be below CUDA_PATH \
                        or /usr/local/cuda";
 
+/// Whether the build has devices with memory of their own.
+pub(crate) const HAS_OTHERS: bool = cfg!(any(
+    feature = "untuned-wgpu",
+    feature = "vulkan",
+    feature = "metal",
+    feature = "cuda",
+    feature = "rocm"
+));
+
 /// Kind of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DeviceKind {

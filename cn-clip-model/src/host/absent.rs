@@ -30,20 +30,16 @@ pub(crate) fn has_integers(_: &Device) -> bool {
     false
 }
 
-pub(crate) fn vision(
-    _: &Prepared,
-    _: &[vit::ResidualAttentionBlock],
-    _: &Tensor<3>,
-) -> Option<Tensor<3>> {
+pub(crate) fn vision(_: &vit::VisionTransformer, _: &Tensor<4>) -> Option<Tensor<3>> {
     None
 }
 
 pub(crate) fn text(
     _: &Prepared,
+    _: &bert::Embeddings,
     _: &[bert::Layer],
     _: usize,
-    _: &Tensor<3>,
-    _: &[usize],
+    _: &Tensor<2, Int>,
 ) -> Option<Tensor<3>> {
     None
 }

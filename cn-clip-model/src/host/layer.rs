@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::{
     kernel::{Task, product, run, tile_columns},
-    math::{Activation, Norm, exponentials, layer_norm},
+    math::{Activation, Norm, exponentials, layer_norm, normalise},
     packed::Packed,
     product::block_rows,
     rows::Rows,
@@ -307,7 +307,7 @@ impl Task for Finish<'_> {
             },
         );
         if layer.order == Order::After {
-            normalise(x, width, &layer.first_norm, line);
+            x.chunks_exact_mut(width).for_each(|row| normalise(row, &layer.first_norm));
         }
 
         let norm = (layer.order == Order::Before).then_some(&layer.second_norm);
@@ -343,7 +343,7 @@ impl Task for Finish<'_> {
             );
         }
         if layer.order == Order::After {
-            normalise(x, width, &layer.second_norm, line);
+            x.chunks_exact_mut(width).for_each(|row| normalise(row, &layer.second_norm));
         }
     }
 }
@@ -358,14 +358,5 @@ fn add(x: &mut [f32], sums: &[f32], bias: Option<&[f32]>) {
             }
         }
         None => x.iter_mut().zip(sums).for_each(|(x, sum)| *x += sum),
-    }
-}
-
-#[inline(always)]
-fn normalise(x: &mut [f32], width: usize, norm: &Norm, line: &mut Vec<f32>) {
-    line.resize(width, 0.0);
-    for row in x.chunks_exact_mut(width) {
-        layer_norm(row, norm, &mut line[..width]);
-        row.copy_from_slice(&line[..width]);
     }
 }

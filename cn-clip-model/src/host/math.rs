@@ -98,6 +98,16 @@ pub(super) fn layer_norm(row: &[f32], norm: &Norm, out: &mut [f32]) {
     }
 }
 
+/// The same in place.
+#[inline(always)]
+pub(super) fn normalise(row: &mut [f32], norm: &Norm) {
+    let (mean, factor) = moments(row, norm.epsilon);
+    let parameters = norm.scale.iter().zip(&norm.shift);
+    for (x, (scale, shift)) in row.iter_mut().zip(parameters) {
+        *x = ((*x - mean) * factor).mul_add(*scale, *shift);
+    }
+}
+
 /// Mean of a row, and the inverse of its standard deviation.
 #[inline(always)]
 pub(super) fn moments(row: &[f32], epsilon: f32) -> (f32, f32) {
@@ -209,6 +219,9 @@ mod tests {
                 let expected = (f64::from(*x) - mean) / (variance + 1e-5).sqrt() * 2.0 + 1.0;
                 assert!((f64::from(*y) - expected).abs() < 1e-5, "{count}: {y} {expected}");
             }
+            let mut in_place = row.clone();
+            normalise(&mut in_place, &norm);
+            assert_eq!(in_place, out);
         }
     }
 }

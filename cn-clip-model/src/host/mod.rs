@@ -36,6 +36,8 @@ mod operation;
 #[cfg(feature = "flex")]
 mod packed;
 #[cfg(feature = "flex")]
+mod patches;
+#[cfg(feature = "flex")]
 mod product;
 #[cfg(feature = "flex")]
 mod resnet;
@@ -51,6 +53,8 @@ mod tower;
 mod train;
 #[cfg(feature = "flex")]
 mod weight;
+#[cfg(feature = "flex")]
+mod words;
 
 #[cfg(not(feature = "flex"))]
 mod absent;

@@ -2,8 +2,9 @@
 
 use std::slice::ChunksExact;
 
-/// Places of the depth of a block.
-pub(super) const BLOCK: usize = 4;
+/// Places of the depth of a block: a cache line, which is the widest vector, so that rows are set by
+/// whole ones.
+pub(super) const BLOCK: usize = 16;
 
 /// Rows in groups of `MR`, the depth of each group in blocks: `[groups][blocks][MR][BLOCK]`, so that
 /// values of a row are set as they lie; `ACROSS`, `[groups][blocks][BLOCK][MR]`, so that values of

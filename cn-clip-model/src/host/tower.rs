@@ -12,9 +12,11 @@ use super::{
     kernel::has_vectors,
     layer::{Layer, Order, first_rows},
     math::{Activation, Norm},
-    packed::View,
+    packed::{Packed, View},
+    patches::Patches,
     source::Source,
     weight::{Linear, Numbers, Weight},
+    words::{Token, Words},
 };
 use crate::{precision::without_graph, text::bert, vision::vit};
 
@@ -28,6 +30,8 @@ pub(crate) struct Prepared {
 
 #[derive(Debug)]
 struct Tower {
+    /// Of a ViT.
+    patches: Option<Patches>,
     layers: Vec<Layer>,
     /// The buffers of the parameters. A buffer that is shared with a weak pointer is not changed in
     /// place, so the same pointer means the same values.
@@ -43,10 +47,10 @@ impl Prepared {
         *self.tower.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    fn layers(
+    fn tower(
         &self,
         sources: Vec<Source>,
-        make: impl FnOnce(Parts) -> Option<Vec<Layer>>,
+        make: impl FnOnce(Parts) -> Option<(Option<Patches>, Vec<Layer>)>,
     ) -> Option<Arc<Tower>> {
         let pointers: Vec<Weak<Bytes>> =
             sources.iter().map(|source| Arc::downgrade(&source.buffer())).collect();
@@ -61,7 +65,8 @@ impl Prepared {
         // Free the old one first.
         *prepared = None;
         let parts = Parts { sources: sources.iter(), numbers: self.numbers };
-        let tower = Arc::new(Tower { layers: make(parts)?, sources: pointers });
+        let (patches, layers) = make(parts)?;
+        let tower = Arc::new(Tower { patches, layers, sources: pointers });
         *prepared = Some(tower.clone());
         Some(tower)
     }
@@ -126,6 +131,20 @@ impl<'a> Parts<'a> {
 }
 
 impl Parts<'_> {
+    /// The patch embedding with all up to the first layer.
+    fn patches(&mut self, width: usize, side: usize, grid: usize) -> Option<Patches> {
+        let (weight, class, position) = (self.next()?, self.next()?, self.next()?);
+        let (of_class, positions) = position.split_at(width);
+        Some(Patches {
+            weight: Packed::transposed(&[View::whole(weight, 3 * side * side)]),
+            class: class.iter().zip(of_class).map(|(class, position)| class + position).collect(),
+            positions: positions.to_vec(),
+            norm: self.norm(vit::LAYER_NORM_EPSILON)?,
+            side,
+            grid,
+        })
+    }
+
     /// A layer, whose projections are one matrix where the norms stand before and three where they
     /// stand after.
     fn layer(
@@ -158,15 +177,16 @@ pub(crate) fn has_integers(device: &Device) -> bool {
     integer::is_available() && Source::of(Tensor::<1>::zeros([1], device)).is_some()
 }
 
-/// Runs the blocks of a ViT on `x` (`[batch, tokens, width]`) and returns the class token of the
-/// last, `[batch, 1, width]`; `None` where only Burn can.
-pub(crate) fn vision(
-    prepared: &Prepared,
-    blocks: &[vit::ResidualAttentionBlock],
-    x: &Tensor<3>,
-) -> Option<Tensor<3>> {
+/// Runs a ViT on `pixels` (`[batch, 3, R, R]`) up to its last block and returns the class token of
+/// that, `[batch, 1, width]`; `None` where only Burn can.
+pub(crate) fn vision(vit: &vit::VisionTransformer, pixels: &Tensor<4>) -> Option<Tensor<3>> {
     let mut sources = Sources(has_vectors().then(Vec::new));
-    let input = Source::of(x.clone())?;
+    let input = Source::of(pixels.clone())?;
+    let blocks = &vit.transformer.resblocks;
+    sources.add(vit.conv1.weight.val());
+    sources.add(vit.class_embedding.val());
+    sources.add(vit.positional_embedding.val());
+    sources.norm(&vit.ln_pre);
     for block in blocks {
         sources.linear(&block.attn.in_proj);
         sources.linear(&block.attn.out_proj);
@@ -176,28 +196,45 @@ pub(crate) fn vision(
         sources.linear(&block.mlp.c_proj);
     }
     let heads = blocks.first()?.attn.heads();
-    let tower = prepared.layers(sources.0?, |mut parts| {
+    let [width, channels, side, _] = vit.conv1.weight.shape().dims::<4>();
+    let [batch, _, resolution, other] = pixels.dims();
+    let grid = resolution / side;
+    if channels != 3 || other != resolution || grid * grid != vit.patches() {
+        return None;
+    }
+    let tower = vit.prepared.tower(sources.0?, |mut parts| {
+        let patches = parts.patches(width, side, grid)?;
         let layer =
             |_| parts.layer(heads, Order::Before, Activation::QuickGelu, vit::LAYER_NORM_EPSILON);
-        blocks.iter().map(layer).collect()
+        Some((Some(patches), blocks.iter().map(layer).collect::<Option<_>>()?))
     })?;
-    let [batch, tokens, width] = x.dims();
-    let rows = first_rows(&tower.layers, input.values().to_vec(), &vec![tokens; batch]);
-    Some(Tensor::from_data(TensorData::new(rows, [batch, 1, width]), &x.device()))
+    let patches = tower.patches.as_ref()?;
+    let rows = on_pool(|| {
+        let x = patches.embed(input.values(), resolution);
+        first_rows(&tower.layers, x, &vec![1 + grid * grid; batch])
+    });
+    Some(Tensor::from_data(TensorData::new(rows, [batch, 1, width]), &pixels.device()))
 }
 
-/// Runs the layers of a BERT with erf-GELU on `x` (`[batch, tokens, hidden]`), without the padding
-/// behind these lengths, and returns the first token of the last, `[batch, 1, hidden]`; `None` where only
-/// Burn can.
+/// Runs a BERT with erf-GELU on token ids (`[batch, tokens]`), without the padding at the end, and
+/// returns the first token of the last layer, `[batch, 1, hidden]`; `None` where only Burn can.
 pub(crate) fn text(
     prepared: &Prepared,
+    embeddings: &bert::Embeddings,
     layers: &[bert::Layer],
     heads: usize,
-    x: &Tensor<3>,
-    lengths: &[usize],
+    tokens: &Tensor<2, Int>,
 ) -> Option<Tensor<3>> {
     let mut sources = Sources(has_vectors().then(Vec::new));
-    let input = Source::of(x.clone())?;
+    let words = embeddings.word_embeddings.weight.val();
+    let (width, device) = (words.dims()[1], words.device());
+    let words = Source::of(words)?;
+    let positions = Source::of(embeddings.position_embeddings.weight.val())?;
+    let kinds = Source::of(embeddings.token_type_embeddings.weight.val())?;
+    let mut norm = Sources(Some(Vec::new()));
+    norm.norm(&embeddings.layer_norm);
+    let norm = norm.0?;
+    let (used, lengths) = used(tokens.clone())?;
     for layer in layers {
         let attention = &layer.attention;
         sources.linear(&attention.self_attention.query);
@@ -209,17 +246,40 @@ pub(crate) fn text(
         sources.linear(&layer.intermediate.dense);
         sources.linear(&layer.output.dense);
     }
-    let [batch, longest, width] = x.dims();
-    let tower = prepared.layers(sources.0?, |mut parts| {
+    let tower = prepared.tower(sources.0?, |mut parts| {
         let layer =
             |_| parts.layer(heads, Order::After, Activation::Gelu, bert::LAYER_NORM_EPSILON);
-        layers.iter().map(layer).collect()
+        Some((None, layers.iter().map(layer).collect::<Option<_>>()?))
     })?;
-    let sequences = input.values().chunks_exact(longest * width).zip(lengths);
-    let mut used = Vec::with_capacity(lengths.iter().sum::<usize>() * width);
-    sequences.for_each(|(rows, length)| used.extend_from_slice(&rows[..length * width]));
-    let rows = first_rows(&tower.layers, used, lengths);
-    Some(Tensor::from_data(TensorData::new(rows, [batch, 1, width]), &x.device()))
+    let mut parts = Parts { sources: norm.iter(), numbers: Numbers::Floats };
+    let words = Words {
+        words: words.values(),
+        positions: positions.values(),
+        kind: kinds.values().get(..width)?,
+        norm: parts.norm(bert::LAYER_NORM_EPSILON)?,
+    };
+    let rows = on_pool(|| Some(first_rows(&tower.layers, words.embed(&used)?, &lengths)))?;
+    Some(Tensor::from_data(TensorData::new(rows, [lengths.len(), 1, width]), &device))
+}
+
+/// The tokens of all texts without their padding, and how many each has.
+fn used(tokens: Tensor<2, Int>) -> Option<(Vec<Token>, Vec<usize>)> {
+    let (ids, longest) = ids(tokens);
+    let texts = ids.chunks_exact(longest.max(1));
+    let lengths: Vec<usize> = texts.clone().map(length).collect::<Option<_>>()?;
+    let mut used = Vec::with_capacity(lengths.iter().sum());
+    for (text, length) in texts.zip(&lengths) {
+        for (place, id) in text[..*length].iter().enumerate() {
+            used.push((usize::try_from(*id).ok()?, place));
+        }
+    }
+    Some((used, lengths))
+}
+
+/// Does some work on a thread of the pool: one outside would be put to sleep and woken for every round
+/// of tasks.
+fn on_pool<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    rayon::scope(|_| work())
 }
 
 /// Tokens of each text (`[batch, tokens]`) before its padding; `None` if padding (id 0) stands
@@ -229,11 +289,19 @@ pub(crate) fn lengths<const D: usize>(
     beside: &Tensor<D>,
 ) -> Option<Vec<usize>> {
     Source::of(without_graph(beside.clone()))?;
-    let longest = tokens.dims()[1];
-    let ids: Vec<i64> = tokens.into_data().iter::<i64>().collect();
-    let length = |text: &[i64]| {
-        let length = text.iter().rposition(|id| *id != 0)? + 1;
-        (!text[..length].contains(&0)).then_some(length)
-    };
+    let (ids, longest) = ids(tokens);
     ids.chunks_exact(longest.max(1)).map(length).collect()
+}
+
+/// Ids, row-major, and how many a row has.
+fn ids(tokens: Tensor<2, Int>) -> (Vec<i64>, usize) {
+    let longest = tokens.dims()[1];
+    (tokens.into_data().iter::<i64>().collect(), longest)
+}
+
+/// Tokens of a text before its padding; `None` if padding stands before the end, or where there is
+/// nothing else.
+fn length(text: &[i64]) -> Option<usize> {
+    let length = text.iter().rposition(|id| *id != 0)? + 1;
+    (!text[..length].contains(&0)).then_some(length)
 }

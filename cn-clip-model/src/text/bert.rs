@@ -299,18 +299,16 @@ impl Bert {
     /// without gradients on the processor by fused kernels, for which a copy of the weights is kept
     /// until [`Clip::release_prepared`](crate::Clip::release_prepared).
     pub fn forward(&self, tokens: Tensor<2, Int>, pass: Pass<'_>) -> Tensor<2> {
-        let device = self.embeddings.word_embeddings.weight.val().device();
-        let padding = Self::padding(tokens.clone(), &device);
-        let mut x = self.embed(tokens, pass);
-        if let (Pass::Eval, TextActivation::Gelu, Some(lengths)) =
-            (pass, self.config.activation, &padding.lengths)
-        {
-            let layers = &self.encoder.layer;
-            let first = host::text(&self.prepared, layers, self.config.heads, &x, lengths);
+        if let (Pass::Eval, TextActivation::Gelu) = (pass, self.config.activation) {
+            let (layers, heads) = (&self.encoder.layer, self.config.heads);
+            let first = host::text(&self.prepared, &self.embeddings, layers, heads, &tokens);
             if let Some(first) = first {
                 return first.squeeze_dim(1);
             }
         }
+        let device = self.embeddings.word_embeddings.weight.val().device();
+        let padding = Self::padding(tokens.clone(), &device);
+        let mut x = self.embed(tokens, pass);
         let depth = self.encoder.layer.len();
         for index in 0..depth {
             x = self.layer(index, x, &padding, pass, index + 1 == depth);

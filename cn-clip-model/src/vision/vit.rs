@@ -260,9 +260,8 @@ impl VisionTransformer {
     /// kernels, for which a copy of the weights is kept until
     /// [`Clip::release_prepared`](crate::Clip::release_prepared).
     pub fn evaluate(&self, pixels: Tensor<4>) -> Tensor<2> {
-        let x = self.embed(pixels, None);
-        let class = host::vision(&self.prepared, &self.transformer.resblocks, &x);
-        self.head(class.unwrap_or_else(|| self.blocks(x)))
+        let class = host::vision(self, &pixels);
+        self.head(class.unwrap_or_else(|| self.blocks(self.embed(pixels, None))))
     }
 
     /// The class token of the last block, `[batch, 1, width]`.

@@ -75,13 +75,19 @@ fn build(features: &str) -> anyhow::Result<PathBuf> {
     let mut command = Command::new("cargo");
     command.args(["build", "--release", "--package", "xtask", "--features", features]);
     command.arg("--target-dir").arg(&target).current_dir(&root);
+    // Linking takes minutes instead of a quarter of an hour; what is measured runs on the device.
+    command.envs([
+        ("CARGO_PROFILE_RELEASE_LTO", "off"),
+        ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16"),
+    ]);
     let status = command.status().with_context(|| format!("starting {command:?}"))?;
     if !status.success() {
         bail!(
             "the build with `{features}` failed. With cuda and rocm it downloads an LLVM from \
              github.com/tracel-ai/tracel-llvm into the user's data directory, and needs a C++ \
              compiler: run this command on a machine with access to it (a graphics processor is \
-             not needed), or copy a binary of xtask built there and name it by --binary"
+             not needed), or give it an LLVM of the distribution (docs/backends.md), or copy a \
+             binary of xtask built elsewhere and name it by --binary"
         );
     }
     Ok(target.join("release").join(format!("xtask{}", std::env::consts::EXE_SUFFIX)))
