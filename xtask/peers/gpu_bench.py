@@ -45,8 +45,10 @@ def main():
         return
     cases = [case for model in args.models for case in cases_of(args, model)]
     server = Server(args.device)
-    results = {**server.ask({"about": args.device}), "context_length": args.context_length,
-               "cases": cases}
+    about = server.ask({"about": args.device})
+    if "error" in about:
+        sys.exit(about["error"])
+    results = {**about, "context_length": args.context_length, "cases": cases}
     for case in cases:
         for _ in range(args.alternations):
             for contender in args.contenders:
@@ -131,7 +133,7 @@ class Server:
         self.before = Memory(device).used() if device == "cuda" else None
         command = [sys.executable, os.path.abspath(__file__), "--peer"]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        stderr=subprocess.DEVNULL, text=True)
+                                        text=True)
 
     def ask(self, task):
         try:
@@ -139,7 +141,8 @@ class Server:
             self.process.stdin.flush()
             return json.loads(self.process.stdout.readline())
         except (OSError, ValueError):
-            return {"error": "the process of PyTorch ended with status %s" % self.process.poll()}
+            self.process.kill()
+            return {"error": "the process of PyTorch ended with status %s" % self.process.wait()}
 
 
 def serve():
@@ -147,6 +150,8 @@ def serve():
     import gc
     import torch
 
+    # Answers only, whatever libraries print.
+    answers, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
         task = json.loads(line)
         if "about" in task:
@@ -161,7 +166,7 @@ def serve():
             gc.collect()
             if task["device"] == "cuda":
                 torch.cuda.empty_cache()
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 def join(measured, contender, found):

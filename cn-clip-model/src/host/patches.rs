@@ -33,6 +33,7 @@ impl Patches {
         let embedded = rows(
             batch * patches,
             &self.weight,
+            #[inline(always)]
             |index, out| {
                 let (picture, patch) = (index / patches, index % patches);
                 let first =

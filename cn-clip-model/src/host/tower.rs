@@ -197,9 +197,10 @@ pub(crate) fn vision(vit: &vit::VisionTransformer, pixels: &Tensor<4>) -> Option
     }
     let heads = blocks.first()?.attn.heads();
     let [width, channels, side, _] = vit.conv1.weight.shape().dims::<4>();
-    let [batch, _, resolution, other] = pixels.dims();
+    let [batch, colours, resolution, other] = pixels.dims();
     let grid = resolution / side;
-    if channels != 3 || other != resolution || grid * grid != vit.patches() {
+    let fits = grid * grid == vit.patches() && other == resolution;
+    if !fits || [channels, colours] != [3; 2] {
         return None;
     }
     let tower = vit.prepared.tower(sources.0?, |mut parts| {
