@@ -6,7 +6,6 @@ gpu-bench report` turns into a table."""
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -105,11 +104,15 @@ def ours(args, case):
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
-        message = lines[-1] if lines else "ended with status %d" % done.returncode
-        return {"error": message[:200].replace("|", " ")}
+        return failure(lines[-1] if lines else "ended with status %d" % done.returncode)
     found = json.loads(done.stdout.splitlines()[-1])
     found["memory_mib"] = memory.most if args.device == "cuda" else found.pop("peak_mib")
     return found
+
+
+def failure(message):
+    """Fits a cell of the table."""
+    return {"error": message[:200].replace("|", " ")}
 
 
 def theirs(args, case, contender, server):
@@ -142,7 +145,7 @@ class Server:
             return json.loads(self.process.stdout.readline())
         except (OSError, ValueError):
             self.process.kill()
-            return {"error": "the process of PyTorch ended with status %s" % self.process.wait()}
+            return failure("the process of PyTorch ended with status %s" % self.process.wait())
 
 
 def serve():
@@ -161,7 +164,8 @@ def serve():
             try:
                 answer = peer(task)
             except Exception as error:
-                answer = {"error": str(error).strip().splitlines()[0][:200].replace("|", " ")}
+                lines = str(error).strip().splitlines()
+                answer = failure(lines[0] if lines else type(error).__name__)
             torch._dynamo.reset()
             gc.collect()
             if task["device"] == "cuda":
@@ -313,8 +317,8 @@ def peer(task):
         start = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": seconds[task["warmup"]:], "first_pass": seconds[0], "memory_mib": peak,
+    # On a processor the process has the memory of all cases so far: none of this one.
+    return {"seconds": seconds[task["warmup"]:], "first_pass": seconds[0], "memory_mib": None,
             "attention": attention}
 
 

@@ -44,7 +44,7 @@ impl Profile {
             let address = u64::from_str_radix(address, 16).ok();
             let address = address.and_then(|address| address.checked_sub(base));
             let product = address.is_some_and(|address| code.is_product(address));
-            // The library that the patches are multiplied by.
+            // The library that Burn multiplies by.
             match product || name.contains("gemm") {
                 true => profile.products += 1,
                 false => *profile.rest.entry(short(name)).or_default() += 1,
