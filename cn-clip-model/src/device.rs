@@ -17,15 +17,6 @@ const MISSING: &str = "no such device on this machine, or its driver is missing"
 const TOOLKIT: &str = "; nvvm/libdevice/libdevice.10.bc of the CUDA toolkit must be below CUDA_PATH \
                        or /usr/local/cuda";
 
-/// Whether the build has devices with memory of their own.
-pub(crate) const HAS_OTHERS: bool = cfg!(any(
-    feature = "untuned-wgpu",
-    feature = "vulkan",
-    feature = "metal",
-    feature = "cuda",
-    feature = "rocm"
-));
-
 /// Kind of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DeviceKind {
@@ -197,13 +188,7 @@ impl DeviceSpec {
 
 /// Name of a device and its memory in bytes, as far as its backend tells them. Opens the device.
 pub fn identity(device: &Device) -> (Option<String>, Option<u64>) {
-    #[cfg(any(
-        feature = "untuned-wgpu",
-        feature = "vulkan",
-        feature = "metal",
-        feature = "cuda",
-        feature = "rocm"
-    ))]
+    #[cfg(feature = "own-memory")]
     if let burn_dispatch::DispatchDevice::Cube(cube) = device.as_dispatch() {
         let memory = cube.client().properties().memory.max_memory();
         return (device.identity().map(|identity| identity.name), memory);
@@ -223,6 +208,12 @@ pub fn is_host(device: &Device) -> bool {
     let kinds = [DeviceKind::Cpu, DeviceKind::NdArray].into_iter();
     let mut hosts = kinds.filter_map(|kind| DeviceSpec { kind, index: None }.backend().ok());
     hosts.any(|host| host == *device)
+}
+
+/// Whether an open device has memory of its own; false at once, and what hangs on it left out, in
+/// builds of the library without such a device.
+pub(crate) fn has_own_memory(device: &Device) -> bool {
+    cfg!(feature = "own-memory") && !is_host(device)
 }
 
 /// Device kinds of this build.

@@ -10,12 +10,24 @@ use cn_clip_model::{ClipConfig, TextConfig, VisionConfig, config::VisionLayers};
 pub fn image(config: &VisionConfig, mask_ratio: f64) -> Option<f64> {
     let VisionLayers::Transformer(depth) = config.layers else { return None };
     let patch = config.patch_size? as f64;
-    let patches = (config.grid() * config.grid()) as f64;
-    let tokens = (patches * (1.0 - mask_ratio)).floor() + 1.0;
-    let width = config.width as f64;
+    let (patches, tokens, width) = sizes(config, mask_ratio);
     let embedding = 2.0 * patches * 3.0 * patch * patch * width;
     let block = block(tokens, width, 4.0 * width);
     Some(embedding + depth as f64 * block + 2.0 * width * config.embed_dim as f64)
+}
+
+/// Of these, without FLIP, the ones that features need: of the last block, whose class token they are
+/// made of, queries and what follows them for that token only.
+pub fn image_features(config: &VisionConfig) -> Option<f64> {
+    let (_, tokens, width) = sizes(config, 0.0);
+    let queries = block(tokens, width, 4.0 * width) - 2.0 * 2.0 * tokens * width * width;
+    Some(image(config, 0.0)? - (tokens - 1.0) / tokens * queries)
+}
+
+/// Patches, tokens after FLIP, and width.
+fn sizes(config: &VisionConfig, mask_ratio: f64) -> (f64, f64, f64) {
+    let patches = (config.grid() * config.grid()) as f64;
+    (patches, (patches * (1.0 - mask_ratio)).floor() + 1.0, config.width as f64)
 }
 
 /// Operations of a forward pass of the text tower for one text of `tokens` tokens.
@@ -73,6 +85,14 @@ mod tests {
             ];
             let expected = products(&[(16, 27, 8), (1, 8, 6)]) + 2.0 * products(&block);
             assert_eq!(image(&config, mask_ratio), Some(expected));
+            if mask_ratio == 0.0 {
+                let keys_values = [(tokens, 8, 8), (tokens, 8, 8)];
+                let class_token =
+                    [(1, 8, 8), (2, 4, tokens), (2, tokens, 4), (1, 8, 8), (1, 8, 32), (1, 32, 8)];
+                let last = products(&keys_values) + products(&class_token);
+                let found = image_features(&config).unwrap();
+                assert!((found - (expected - products(&block) + last)).abs() < 1e-6);
+            }
         }
     }
 

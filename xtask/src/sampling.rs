@@ -1,8 +1,8 @@
 //! Samples of `perf record`, told apart by the machine code that they fell on.
 //!
 //! Matrix products are inlined into the tasks of the layers, so the names of functions do not tell
-//! them. Their inner loop does: multiply-adds of vectors with values broadcast from memory, and
-//! little else.
+//! them. Their inner loops do: multiply-adds of vectors with values broadcast from memory and little
+//! else, between which the weights of later ones are fetched ahead.
 
 use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
@@ -91,6 +91,7 @@ struct Code(Vec<(u64, Kind)>);
 enum Kind {
     MultiplyAdd,
     Broadcast,
+    Prefetch,
     Other,
 }
 
@@ -104,6 +105,7 @@ impl Code {
             {
                 (true, _) => Kind::MultiplyAdd,
                 (_, true) => Kind::Broadcast,
+                _ if text.starts_with("prefetch") => Kind::Prefetch,
                 _ => Kind::Other,
             };
             Some((address, kind))
@@ -117,7 +119,9 @@ impl Code {
         };
         let around = index.saturating_sub(AROUND)..(index + AROUND).min(self.0.len());
         let count = |kind| self.0[around.clone()].iter().filter(|(_, own)| *own == kind).count();
-        count(Kind::MultiplyAdd) >= MULTIPLY_ADDS && count(Kind::Broadcast) >= BROADCASTS
+        let multiplies =
+            count(Kind::MultiplyAdd) >= MULTIPLY_ADDS && count(Kind::Broadcast) >= BROADCASTS;
+        multiplies || count(Kind::Prefetch) > 0
     }
 }
 
@@ -137,7 +141,8 @@ mod tests {
         let line = |index: usize, text: &str| format!("  {:x}:\t{text}\n", 0x1000 + 4 * index);
         let mut lines = String::from("\n0000000000001000 <name>:\n");
         for index in 0..40 {
-            lines += &line(index, "mov    %rax,%rbx");
+            let text = if index == 0 { "prefetcht0 (%rax)" } else { "mov    %rax,%rbx" };
+            lines += &line(index, text);
         }
         for index in 40..80 {
             let broadcast = index % 3 == 0;
@@ -153,7 +158,7 @@ mod tests {
     #[test]
     fn loops_of_products_are_found() {
         let code = Code::parse(&listing());
-        assert!(!code.is_product(0x1000) && !code.is_product(0x1000 + 4 * 20));
+        assert!(code.is_product(0x1000) && !code.is_product(0x1000 + 4 * 20));
         assert!(code.is_product(0x1000 + 4 * 60));
         assert!(!code.is_product(0));
     }
@@ -164,7 +169,7 @@ mod tests {
                     /x/xtask\n";
         let base = base(maps, Path::new("/x/xtask")).unwrap();
         assert_eq!(base, 0x55000);
-        let samples = "  560f0 task::run\n 56000 task::run\n 7f00 gemm_f32::kernel\n\n ffffff81 \
+        let samples = "  560f0 task::run\n 56050 task::run\n 7f00 gemm_f32::kernel\n\n ffffff81 \
                        clear_page\n";
         let profile = Profile::sort(samples, &Code::parse(&listing()), base);
         let rest = [("clear_page".to_string(), 1), ("task::run".to_string(), 1)];

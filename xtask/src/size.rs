@@ -104,10 +104,11 @@ fn breakdown(args: &SizeArgs, data: &Path) -> anyhow::Result<()> {
     }
     let rate = (runs * args.batch) as f64 / clock.elapsed().as_secs_f64();
     println!("\nencoding of {} pictures at a time, {rate:.2} pictures/s while sampled", args.batch);
-    if let Some(operations) = flops::image(&config.vision, 0.0) {
+    if let Some(operations) = flops::image_features(&config.vision) {
         let (asked, most) = (rate * operations / 1e9, registers::gflops());
         println!(
-            "products of the model {asked:.0} GFLOP/s, multiply-adds in registers {most:.0}: {:.0} %",
+            "products that the features need {asked:.0} GFLOP/s, multiply-adds in registers {most:.0}: \
+             {:.0} %",
             100.0 * asked / most
         );
     }

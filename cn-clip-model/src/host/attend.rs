@@ -8,7 +8,7 @@ use super::{
     kernel::{Task, product, run, tile_columns},
     math::{exponentials, sum},
     packed::Packed,
-    rows::Rows,
+    rows::{BLOCK, Rows},
     sequences::Sequences,
 };
 use crate::random::{Dropout, attention_counter};
@@ -133,6 +133,12 @@ impl Head<'_> {
         self.keys_values.len() / (2 * self.width)
     }
 
+    /// Scores of a row, in whole blocks.
+    #[inline(always)]
+    fn places(&self) -> usize {
+        self.length().next_multiple_of(BLOCK)
+    }
+
     #[inline(always)]
     fn query(&self, row: usize) -> &[f32] {
         self.part(self.queries, self.width, row, 0)
@@ -153,7 +159,7 @@ impl Head<'_> {
         &values[row * stride + first + self.head * self.head_width..][..self.head_width]
     }
 
-    /// Exponentials of the scores of a group of queries from `start` on, `[MR, length]`, and their
+    /// Exponentials of the scores of a group of queries from `start` on, `[MR, places]`, and their
     /// sums.
     #[inline(always)]
     fn scores<S: Simd, const MR: usize>(
@@ -171,14 +177,15 @@ impl Head<'_> {
         for row in 0..count {
             rows.set::<MR>(row, 0, self.query(start + row));
         }
-        scores.resize(MR * length, 0.0);
+        let places = self.places();
+        scores.resize(MR * places, 0.0);
         product::<S, MR, _>(simd, rows, keys, 0..keys.panels(), 0..depth, |row, first, sums| {
-            let scores = &mut scores[row * length + first..][..sums.len()];
+            let scores = &mut scores[row * places + first..][..sums.len()];
             scores.iter_mut().zip(sums).for_each(|(score, sum)| *score = sum * scale);
         });
         let mut totals = [1.0; MR];
-        for (row, total) in totals.iter_mut().enumerate().take(count) {
-            *total = exponentials(&mut scores[row * length..][..length]);
+        for (total, scores) in totals.iter_mut().zip(scores.chunks_exact_mut(places)).take(count) {
+            [*total] = exponentials(scores.as_chunks_mut().0.as_chunks_mut().0, length);
         }
         totals
     }
@@ -220,7 +227,7 @@ impl Task for Forward<'_> {
             let totals = head.scores::<S, MR>(simd, start, count, keys, rows, scores);
             hidden.reset::<MR>(count, length);
             for row in 0..count {
-                let scores = &mut scores[row * length..][..length];
+                let scores = &mut scores[row * head.places()..][..length];
                 multiply_by(scores, head.factors(start + row, factors));
                 hidden.set::<MR>(row, 0, scores);
             }
@@ -290,7 +297,7 @@ impl Task for BackwardTask<'_> {
             hidden.reset::<MR>(count, length);
             for (row, total) in totals.iter().enumerate().take(count) {
                 let query = start + row;
-                let scores = &mut scores[row * length..][..length];
+                let scores = &mut scores[row * head.places()..][..length];
                 let slopes = &mut slopes[row * length..][..length];
                 let own = &context[query * depth..][..depth];
                 let mean = sum(own, given(query), |context, gradient| context * gradient);

@@ -9,8 +9,7 @@ use std::ops::Range;
 use super::{
     attend::Attention,
     layer::Order,
-    math::Activation,
-    norm::Norm,
+    math::{Activation, Norm},
     packed::{Packed, View},
     product::rows,
     sequences::{Asking, Sequences, context_rows},
@@ -34,8 +33,8 @@ pub(super) struct Block<'a> {
     pub projections: [Linear<'a>; 3],
     /// Output of the attention.
     pub output: Linear<'a>,
-    pub first_norm: Norm<'a>,
-    pub second_norm: Norm<'a>,
+    pub first_norm: Norm<&'a [f32]>,
+    pub second_norm: Norm<&'a [f32]>,
     /// Feed-forward part.
     pub inner: Linear<'a>,
     pub outer: Linear<'a>,
@@ -64,7 +63,7 @@ impl Block<'_> {
     }
 
     /// The norm between the attention and the feed-forward part.
-    pub fn middle_norm(&self) -> Norm<'_> {
+    pub fn middle_norm(&self) -> Norm<&[f32]> {
         match self.order {
             Order::Before => self.second_norm,
             Order::After => self.first_norm,

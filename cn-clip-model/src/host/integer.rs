@@ -104,6 +104,7 @@ impl Integers {
             rows.data.chunks_exact(rows.group_size.max(1)),
             columns.start / width..columns.end.div_ceil(width),
             part,
+            true,
             #[inline(always)]
             |pair| {
                 let first = pair.panel * width;

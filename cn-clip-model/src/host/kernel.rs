@@ -97,6 +97,7 @@ pub(super) fn product<S: Simd, const MR: usize, const ACROSS: bool>(
         rows.groups::<MR>(),
         panels,
         part,
+        weight.is_far(),
         #[inline(always)]
         |pair| {
             let first = pair.panel * width;
@@ -151,18 +152,19 @@ impl<R, W> Pair<'_, R, W> {
 }
 
 /// Hands `each` the pairs of all groups of `count` rows with the first panel, then with the next;
-/// `part` gives a panel's values.
+/// `part` gives a panel's values, and `far` tells whether they have to be fetched before.
 #[inline(always)]
 pub(super) fn each_pair<'a, const MR: usize, R: 'a, W: 'a>(
     count: usize,
     groups: ChunksExact<'a, R>,
     panels: Range<usize>,
     part: impl Fn(usize) -> &'a [W],
+    far: bool,
     mut each: impl FnMut(Pair<'a, R, W>),
 ) {
     for panel in panels.clone() {
         let weights = part(panel);
-        let next = if panel + 1 < panels.end { part(panel + 1) } else { &[] };
+        let next = if far && panel + 1 < panels.end { part(panel + 1) } else { &[] };
         let mut ahead = shares(next, groups.len());
         for (rows, first_row) in groups.clone().zip((0..count).step_by(MR)) {
             let ahead = ahead.next().unwrap_or_default();

@@ -1,7 +1,8 @@
 //! Transformer layers over the rows of all sequences, one after the other: `[rows, width]`.
 //!
-//! A layer is three rounds of tasks: projections to queries, keys and values; attention, a head of
-//! a sequence each; and all the rest, which needs nothing of other rows and so stays in the cache.
+//! A layer is two rounds of tasks: attention, a head of a sequence each; and all the rest, which needs
+//! nothing of other rows and so stays in the cache: output, feed-forward part, and the projections to
+//! queries, keys and values of the next layer.
 
 use std::ops::Range;
 
@@ -51,27 +52,34 @@ pub(super) struct Layer {
 pub(super) fn first_rows(layers: &[Layer], mut x: Vec<f32>, lengths: &[usize]) -> Vec<f32> {
     let rows: usize = lengths.iter().sum();
     let Some(width) = x.len().checked_div(rows) else { return x };
+    let Some((first, last)) = layers.first().zip(layers.last()) else {
+        return select_first(&x, lengths, width);
+    };
     let mut packed = vec![0.0; rows * 3 * width];
     let mut context = vec![0.0; rows * width];
-    for (index, layer) in layers.iter().enumerate() {
-        project(layer, &x, &mut packed, width);
-        match index + 1 == layers.len() {
-            false => {
-                attend(layer, &packed, lengths, |length| length, &mut context);
-                finish(layer, &mut x, &context, lengths);
-            }
-            // Nothing else is needed of the last layer.
-            true => {
-                x = select_first(&x, lengths, width);
-                attend(layer, &packed, lengths, |_| 1, &mut context);
-                finish(layer, &mut x, &context, &vec![1; lengths.len()]);
-            }
-        }
+    // Nothing but the first rows of the last layer is needed, so no other has queries.
+    let columns = |layer: &Layer| match std::ptr::eq(layer, last) {
+        true => width..3 * width,
+        false => 0..3 * width,
+    };
+    project(first, &x, &mut packed, columns(first));
+    for pair in layers.windows(2) {
+        let [layer, next] = pair else { break };
+        attend(layer, &packed, lengths, |length| length, &mut context);
+        let next = Next { layer: next, packed: &mut packed, columns: columns(next) };
+        finish(layer, &mut x, &context, lengths, Some(next));
     }
-    match layers.is_empty() {
-        true => select_first(&x, lengths, width),
-        false => x,
+    x = select_first(&x, lengths, width);
+    let mut queries = vec![0.0; x.len() * 3];
+    project(last, &x, &mut queries, 0..width);
+    let mut start = 0;
+    for (queries, length) in queries.chunks_exact(3 * width).zip(lengths) {
+        packed[start..][..width].copy_from_slice(&queries[..width]);
+        start += length * 3 * width;
     }
+    attend(last, &packed, lengths, |_| 1, &mut context);
+    finish(last, &mut x, &context, &vec![1; lengths.len()], None);
+    x
 }
 
 fn select_first(x: &[f32], lengths: &[usize], width: usize) -> Vec<f32> {
@@ -93,37 +101,42 @@ struct Scratch {
     line: Vec<f32>,
 }
 
-fn project(layer: &Layer, x: &[f32], out: &mut [f32], width: usize) {
+/// Columns of the projections of rows.
+fn project(layer: &Layer, x: &[f32], out: &mut [f32], columns: Range<usize>) {
+    let width = layer.output.weight.columns();
     let block = block_rows(x.len() / width);
     let blocks = x.par_chunks(block * width).zip(out.par_chunks_mut(block * 3 * width));
     blocks.for_each_init(Scratch::default, |scratch, (x, out)| {
-        run(Project { layer, x, out, width, scratch });
+        run(Project { layer, x, out, columns: columns.clone(), scratch });
     });
 }
 
 struct Project<'a> {
     layer: &'a Layer,
     x: &'a [f32],
+    /// `[rows, 3 * width]`.
     out: &'a mut [f32],
-    width: usize,
+    columns: Range<usize>,
     scratch: &'a mut Scratch,
 }
 
 impl Task for Project<'_> {
     #[inline(always)]
     fn run<S: Simd, const MR: usize>(self, simd: S) {
-        let Self { layer, x, out, width, scratch: Scratch { rows, line, .. } } = self;
+        let Self { layer, x, out, columns, scratch: Scratch { rows, line, .. } } = self;
+        let width = layer.output.weight.columns();
         let norm = (layer.order == Order::Before).then_some(&layer.first_norm);
         set_rows::<MR>(&mut rows.values, x, width, norm, line);
         let Linear { weight, bias } = &layer.projections;
-        let columns = weight.columns();
-        weight.multiply::<S, MR>(
+        weight.prepare::<MR>(rows);
+        weight.product::<S, MR>(
             simd,
             rows,
+            columns,
             0..width,
             #[inline(always)]
             |row, first, sums| {
-                let out = &mut out[row * columns + first..][..sums.len()];
+                let out = &mut out[row * 3 * width + first..][..sums.len()];
                 let bias = &bias[first..][..sums.len()];
                 for ((out, sum), bias) in out.iter_mut().zip(sums).zip(bias) {
                     *out = sum + bias;
@@ -215,10 +228,11 @@ impl Task for Attend<'_> {
             rows.reset::<MR>(count, depth);
             for index in 0..count {
                 let row = &packed[(group * MR + index) * columns..][head.clone()];
-                rows.set::<MR>(index, 0, row);
+                line.clear();
+                line.extend(row.iter().map(|x| x * scale));
+                rows.set::<MR>(index, 0, line);
             }
-            line.clear();
-            line.resize(MR * length, 0.0);
+            hidden.reset::<MR>(count, length);
             product::<S, MR, _>(
                 simd,
                 rows,
@@ -227,17 +241,10 @@ impl Task for Attend<'_> {
                 0..depth,
                 #[inline(always)]
                 |row, first, sums| {
-                    let scores = &mut line[row * length + first..][..sums.len()];
-                    scores.iter_mut().zip(sums).for_each(|(score, sum)| *score = sum * scale);
+                    hidden.set::<MR>(row, first, sums);
                 },
             );
-            let mut totals = [0.0; MR];
-            hidden.reset::<MR>(count, length);
-            for (index, total) in totals.iter_mut().enumerate().take(count) {
-                let scores = &mut line[index * length..][..length];
-                *total = exponentials(scores);
-                hidden.set::<MR>(index, 0, scores);
-            }
+            let totals = exponentials(hidden.blocks::<MR>(), length);
             product::<S, MR, _>(
                 simd,
                 hidden,
@@ -255,8 +262,17 @@ impl Task for Attend<'_> {
     }
 }
 
-/// Output projection and feed-forward part, with the residuals.
-fn finish(layer: &Layer, x: &mut [f32], context: &[f32], lengths: &[usize]) {
+/// The layer after another.
+struct Next<'a> {
+    layer: &'a Layer,
+    /// Its projections, `[rows, 3 * width]`, of which these columns are needed.
+    packed: &'a mut [f32],
+    columns: Range<usize>,
+}
+
+/// Output projection and feed-forward part, with the residuals, and the projections of the layer that
+/// is next, for which the rows are still in the cache.
+fn finish(layer: &Layer, x: &mut [f32], context: &[f32], lengths: &[usize], next: Option<Next>) {
     let width = layer.output.weight.columns();
     let block = block_rows(x.len() / width);
     // Where the first head of a row lies in `context`, and how far it is to the next head.
@@ -269,9 +285,18 @@ fn finish(layer: &Layer, x: &mut [f32], context: &[f32], lengths: &[usize]) {
         start += length * width;
     }
     let blocks = x.par_chunks_mut(block * width).zip(places.par_chunks(block));
-    blocks.for_each_init(Scratch::default, |scratch, (x, places)| {
-        run(Finish { layer, x, context, places, scratch });
-    });
+    match next {
+        None => blocks.for_each_init(Scratch::default, |scratch, (x, places)| {
+            run(Finish { layer, x, context, places, scratch });
+        }),
+        Some(Next { layer: next, packed, columns }) => {
+            let blocks = blocks.zip(packed.par_chunks_mut(block * 3 * width));
+            blocks.for_each_init(Scratch::default, |scratch, ((x, places), out)| {
+                run(Finish { layer, x: &mut *x, context, places, scratch: &mut *scratch });
+                run(Project { layer: next, x, out, columns: columns.clone(), scratch });
+            });
+        }
+    }
 }
 
 struct Finish<'a> {

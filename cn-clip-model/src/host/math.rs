@@ -1,7 +1,11 @@
 //! Functions of single rows, written so that they compile to vector instructions.
 
-/// Sums kept side by side, so that additions need not wait for each other.
-const LANES: usize = 16;
+use std::ops::Deref;
+
+use super::rows::BLOCK;
+
+/// Sums kept side by side, so that additions need not wait for each other: a block of rows.
+const LANES: usize = BLOCK;
 
 /// What a feed-forward part does to its hidden values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,22 +94,28 @@ fn erf(x: f32) -> f32 {
 
 /// Layer norm of a row: `(x - mean) / sqrt(variance + epsilon) * scale + shift`.
 #[inline(always)]
-pub(super) fn layer_norm(row: &[f32], norm: &Norm, out: &mut [f32]) {
-    let (mean, factor) = moments(row, norm.epsilon);
-    let parameters = norm.scale.iter().zip(&norm.shift);
+pub(super) fn layer_norm<V: Deref<Target = [f32]>>(row: &[f32], norm: &Norm<V>, out: &mut [f32]) {
+    let moments = moments(row, norm.epsilon);
+    let parameters = norm.scale.iter().zip(&*norm.shift);
     for ((out, x), (scale, shift)) in out.iter_mut().zip(row).zip(parameters) {
-        *out = ((x - mean) * factor).mul_add(*scale, *shift);
+        *out = normalised(*x, moments, *scale, *shift);
     }
 }
 
 /// The same in place.
 #[inline(always)]
-pub(super) fn normalise(row: &mut [f32], norm: &Norm) {
-    let (mean, factor) = moments(row, norm.epsilon);
-    let parameters = norm.scale.iter().zip(&norm.shift);
+pub(super) fn normalise<V: Deref<Target = [f32]>>(row: &mut [f32], norm: &Norm<V>) {
+    let moments = moments(row, norm.epsilon);
+    let parameters = norm.scale.iter().zip(&*norm.shift);
     for (x, (scale, shift)) in row.iter_mut().zip(parameters) {
-        *x = ((*x - mean) * factor).mul_add(*scale, *shift);
+        *x = normalised(*x, moments, *scale, *shift);
     }
+}
+
+/// A value of a row with these [`moments`].
+#[inline(always)]
+pub(super) fn normalised(x: f32, (mean, factor): (f32, f32), scale: f32, shift: f32) -> f32 {
+    ((x - mean) * factor).mul_add(scale, shift)
 }
 
 /// Mean of a row, and the inverse of its standard deviation.
@@ -117,27 +127,44 @@ pub(super) fn moments(row: &[f32], epsilon: f32) -> (f32, f32) {
     (mean, 1.0 / (variance + epsilon).sqrt())
 }
 
-/// Parameters of a layer norm.
-#[derive(Debug)]
-pub(super) struct Norm {
-    pub scale: Vec<f32>,
-    pub shift: Vec<f32>,
+/// Parameters of a layer norm, owned or borrowed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Norm<V = Vec<f32>> {
+    pub scale: V,
+    pub shift: V,
     pub epsilon: f32,
 }
 
-/// Turns scores into `e^(score - largest)` and returns their sum.
+/// Turns the first `count` scores of rows into `e^(score - largest of the row)` and returns their
+/// sums; `blocks` hold as many scores of each row, what fills the last one is not kept.
 #[inline(always)]
-pub(super) fn exponentials(scores: &mut [f32]) -> f32 {
-    let (chunks, rest) = scores.as_chunks::<LANES>();
-    let mut largest = [f32::NEG_INFINITY; LANES];
-    for chunk in chunks {
-        for (largest, x) in largest.iter_mut().zip(chunk) {
-            *largest = if *x > *largest { *x } else { *largest };
+pub(super) fn exponentials<const ROWS: usize>(
+    blocks: &mut [[[f32; LANES]; ROWS]],
+    count: usize,
+) -> [f32; ROWS] {
+    let used = count % LANES;
+    if let Some(block) = blocks.last_mut().filter(|_| used > 0) {
+        block.iter_mut().for_each(|row| row[used..].fill(f32::NEG_INFINITY));
+    }
+    let mut largest = [[f32::NEG_INFINITY; LANES]; ROWS];
+    for block in &*blocks {
+        for (largest, row) in largest.iter_mut().zip(block) {
+            for (largest, x) in largest.iter_mut().zip(row) {
+                *largest = if *x > *largest { *x } else { *largest };
+            }
         }
     }
-    let largest = rest.iter().chain(&largest).fold(f32::NEG_INFINITY, |a, b| a.max(*b));
-    scores.iter_mut().for_each(|score| *score = exp(*score - largest));
-    sum(scores, scores, |x, _| x)
+    let largest = largest.map(|row| row.into_iter().fold(f32::NEG_INFINITY, f32::max));
+    let mut sums = [[0.0; LANES]; ROWS];
+    for block in blocks {
+        for ((row, sums), largest) in block.iter_mut().zip(&mut sums).zip(&largest) {
+            for (x, sum) in row.iter_mut().zip(sums) {
+                *x = exp(*x - largest);
+                *sum += *x;
+            }
+        }
+    }
+    sums.map(|row| row.iter().sum())
 }
 
 /// Sum of a function of two rows of the same length.
@@ -203,12 +230,23 @@ mod tests {
     fn softmax_and_layer_norm_of_odd_lengths() {
         for count in [1usize, 15, 16, 17, 50] {
             let row: Vec<f32> = (0..count).map(|i| ((i * 37 % 19) as f32 - 9.0) / 3.0).collect();
-            let mut scores = row.clone();
-            let sum = exponentials(&mut scores);
-            let largest = row.iter().copied().fold(f32::MIN, f32::max);
-            let exact = |x: &f32| f64::from(x - largest).exp();
-            let expected: f64 = row.iter().map(exact).sum();
-            assert!((f64::from(sum) - expected).abs() < 1e-6 * expected);
+            // A row and the same, turned; what fills the last block would be the largest.
+            let mut blocks = vec![[[f32::MAX; LANES]; 2]; count.div_ceil(LANES)];
+            for (index, x) in row.iter().enumerate() {
+                blocks[index / LANES][0][index % LANES] = *x;
+                blocks[index / LANES][1][index % LANES] = -x;
+            }
+            let sums = exponentials(&mut blocks, count);
+            for (index, sign) in [1.0, -1.0].into_iter().enumerate() {
+                let largest = row.iter().map(|x| sign * x).fold(f32::MIN, f32::max);
+                let exact = |x: &f32| f64::from(sign * x - largest).exp();
+                let total: f64 = row.iter().map(exact).sum();
+                assert!((f64::from(sums[index]) - total).abs() < 1e-6 * total);
+                for (place, x) in row.iter().enumerate() {
+                    let found = f64::from(blocks[place / LANES][index][place % LANES]);
+                    assert!((found - exact(x)).abs() < 1e-6);
+                }
+            }
             let norm = Norm { scale: vec![2.0; count], shift: vec![1.0; count], epsilon: 1e-5 };
             let mut out = vec![0.0; count];
             layer_norm(&row, &norm, &mut out);

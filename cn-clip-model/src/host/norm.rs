@@ -6,20 +6,12 @@ use std::ops::Range;
 use pulp::Arch;
 use rayon::prelude::*;
 
-use super::math::{moments, sum};
+use super::math::{Norm, moments, normalised, sum};
 
 /// Rows of a task.
 const ROWS: usize = 16;
 /// Columns of a task.
 const COLUMNS: usize = 64;
-
-/// Parameters of a layer norm.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Norm<'a> {
-    pub scale: &'a [f32],
-    pub shift: &'a [f32],
-    pub epsilon: f32,
-}
 
 /// Shows `change` every row, on all threads.
 pub(super) fn each_row(
@@ -52,7 +44,7 @@ pub(super) fn add_rows(
     }
 }
 
-impl Norm<'_> {
+impl Norm<&[f32]> {
     /// Mean, and inverse of the standard deviation, of each row.
     pub fn moments(&self, x: &[f32]) -> Vec<(f32, f32)> {
         let width = self.scale.len().max(1);
@@ -103,14 +95,14 @@ impl Norm<'_> {
     fn each(
         &self,
         row: &[f32],
-        (mean, factor): (f32, f32),
+        moments: (f32, f32),
         columns: Range<usize>,
         out: &mut [f32],
         set: impl Fn(&mut f32, f32),
     ) {
         let parameters = self.scale[columns.clone()].iter().zip(&self.shift[columns.clone()]);
         for ((out, x), (scale, shift)) in out.iter_mut().zip(&row[columns]).zip(parameters) {
-            set(out, ((x - mean) * factor).mul_add(*scale, *shift));
+            set(out, normalised(*x, moments, *scale, *shift));
         }
     }
 

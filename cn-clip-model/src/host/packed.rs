@@ -60,6 +60,8 @@ pub(super) struct Packed {
     pub depth: usize,
     pub columns: usize,
     panel: usize,
+    /// Whether the thread that multiplies by it has just written it and has it in its cache.
+    fresh: bool,
 }
 
 impl Packed {
@@ -135,7 +137,7 @@ impl Packed {
     fn empty(depth: usize, columns: usize) -> Self {
         let mut packed = Self::default();
         packed.reset(depth, columns, tile_columns());
-        packed
+        Self { fresh: false, ..packed }
     }
 
     /// Shows `write` the columns of each panel, its width and its values.
@@ -147,10 +149,12 @@ impl Packed {
         });
     }
 
-    /// Prepares for [`set`](Self::set), reusing memory.
+    /// Prepares for [`set_row`](Self::set_row) or [`set_column`](Self::set_column) by the thread that
+    /// will multiply by it, reusing memory.
     #[inline(always)]
     pub fn reset(&mut self, depth: usize, columns: usize, panel: usize) {
         (self.depth, self.columns, self.panel) = (depth, columns, panel);
+        self.fresh = true;
         self.data.clear();
         self.data.resize(self.panels() * panel * depth, 0.0);
     }
@@ -171,6 +175,11 @@ impl Packed {
         let start = column / panel * size + column % panel;
         let places = self.data[start..].iter_mut().step_by(panel);
         places.zip(values).for_each(|(place, value)| *place = *value);
+    }
+
+    /// Whether its values have to be fetched from far.
+    pub fn is_far(&self) -> bool {
+        !self.fresh
     }
 
     /// Columns of a panel.

@@ -17,13 +17,17 @@ pub(super) struct Rows<const ACROSS: bool = false> {
 }
 
 impl<const ACROSS: bool> Rows<ACROSS> {
-    /// Prepares for rows of `depth` values, reusing memory.
+    /// Prepares for rows of `depth` values, all of which are to be set, reusing memory. `MR` must be
+    /// that of the call before.
     #[inline(always)]
     pub fn reset<const MR: usize>(&mut self, count: usize, depth: usize) {
-        (self.count, self.depth) = (count, depth);
-        let size = count.div_ceil(MR) * self.group_size::<MR>();
-        self.data.clear();
-        self.data.resize(size, 0.0);
+        // In rows of the same size, what fills the ends is zero already.
+        if (self.count, self.depth) != (count, depth) {
+            (self.count, self.depth) = (count, depth);
+            let size = count.div_ceil(MR) * self.group_size::<MR>();
+            self.data.clear();
+            self.data.resize(size, 0.0);
+        }
     }
 
     /// Number of rows.
@@ -45,14 +49,23 @@ impl<const ACROSS: bool> Rows<ACROSS> {
 }
 
 impl Rows {
+    /// The values, `[blocks][MR][BLOCK]` of the first group, then of the next.
+    #[inline(always)]
+    pub fn blocks<const MR: usize>(&mut self) -> &mut [[[f32; BLOCK]; MR]] {
+        self.data.as_chunks_mut::<BLOCK>().0.as_chunks_mut::<MR>().0
+    }
+
     /// Sets values of a row from `first` on.
     #[inline(always)]
     pub fn set<const MR: usize>(&mut self, row: usize, first: usize, values: &[f32]) {
         let start = row / MR * self.group_size::<MR>() + row % MR * BLOCK;
-        let begun = (first.next_multiple_of(BLOCK) - first).min(values.len());
-        let (values, rest) = values.split_at(begun);
-        let block = start + first / BLOCK * (MR * BLOCK) + first % BLOCK;
-        self.data[block..][..begun].copy_from_slice(values);
+        let (mut rest, within) = (values, first % BLOCK);
+        if within > 0 {
+            let (values, after) = values.split_at(values.len().min(BLOCK - within));
+            let block = start + first / BLOCK * (MR * BLOCK) + within;
+            self.data[block..][..values.len()].copy_from_slice(values);
+            rest = after;
+        }
         let mut blocks = self.data[start..].chunks_mut(MR * BLOCK).skip(first.div_ceil(BLOCK));
         let (values, last) = rest.as_chunks::<BLOCK>();
         for (values, block) in values.iter().zip(&mut blocks) {

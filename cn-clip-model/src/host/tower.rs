@@ -232,9 +232,8 @@ pub(crate) fn text(
     let words = Source::of(words)?;
     let positions = Source::of(embeddings.position_embeddings.weight.val())?;
     let kinds = Source::of(embeddings.token_type_embeddings.weight.val())?;
-    let mut norm = Sources(Some(Vec::new()));
-    norm.norm(&embeddings.layer_norm);
-    let norm = norm.0?;
+    let scale = Source::of(embeddings.layer_norm.gamma.val())?;
+    let shift = Source::of(embeddings.layer_norm.beta.as_ref()?.val())?;
     let (used, lengths) = used(tokens.clone())?;
     for layer in layers {
         let attention = &layer.attention;
@@ -252,12 +251,15 @@ pub(crate) fn text(
             |_| parts.layer(heads, Order::After, Activation::Gelu, bert::LAYER_NORM_EPSILON);
         Some((None, layers.iter().map(layer).collect::<Option<_>>()?))
     })?;
-    let mut parts = Parts { sources: norm.iter(), numbers: Numbers::Floats };
     let words = Words {
         words: words.values(),
         positions: positions.values(),
         kind: kinds.values().get(..width)?,
-        norm: parts.norm(bert::LAYER_NORM_EPSILON)?,
+        norm: Norm {
+            scale: scale.values(),
+            shift: shift.values(),
+            epsilon: bert::LAYER_NORM_EPSILON as f32,
+        },
     };
     let rows = on_pool(|| Some(first_rows(&tower.layers, words.embed(&used)?, &lengths)))?;
     Some(Tensor::from_data(TensorData::new(rows, [lengths.len(), 1, width]), &device))

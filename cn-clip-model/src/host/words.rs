@@ -14,7 +14,7 @@ pub(super) struct Words<'a> {
     pub positions: &'a [f32],
     /// Of the first token type: `[hidden]`.
     pub kind: &'a [f32],
-    pub norm: Norm,
+    pub norm: Norm<&'a [f32]>,
 }
 
 /// An id and its place in its text.

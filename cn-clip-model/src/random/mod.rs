@@ -10,7 +10,7 @@ mod on_device;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use rayon::prelude::*;
 
-use crate::device::{HAS_OTHERS, is_host};
+use crate::device::has_own_memory;
 
 /// Positions are hashed with this stride, so that masks do not depend on trimmed padding.
 const POSITION_STRIDE: u32 = 4096;
@@ -52,7 +52,7 @@ impl SampleRng {
         probability: f64,
         device: &Device,
     ) -> Tensor<3> {
-        if HAS_OTHERS && !is_host(device) {
+        if has_own_memory(device) {
             let counters = on_device::hidden_counters([positions, width], device);
             return self.dropout(site, probability).factors(counters);
         }
@@ -70,7 +70,7 @@ impl SampleRng {
         probability: f64,
         device: &Device,
     ) -> Tensor<4> {
-        if HAS_OTHERS && !is_host(device) {
+        if has_own_memory(device) {
             let counters = on_device::attention_counters([heads, queries, keys], device);
             return self.dropout(site, probability).factors(counters);
         }

@@ -6,8 +6,7 @@ use anyhow::{Context, bail};
 use cn_clip_model::ClipConfig;
 use serde::Deserialize;
 
-use crate::flops;
-use crate::peers::median;
+use crate::{flops, peers::median};
 
 /// Dense bf16 peaks of graphics processors by a part of their name, in TFLOP/s, the longer name
 /// first (the vendor's data sheets).
