@@ -38,6 +38,9 @@ const TOLERANCE_BF16: f32 = 0.1;
 const TOLERANCE_INT16: f32 = 2e-2;
 /// Lets the threads of the one before fall asleep.
 const PAUSE: Duration = Duration::from_millis(200);
+/// Seconds that a turn of short work takes, and the most passes it is then.
+const TURN: f64 = 0.5;
+const MOST_PASSES: usize = 8;
 
 /// Flags of `cargo xtask bench --peers`.
 #[derive(Debug, Args)]
@@ -148,18 +151,29 @@ fn persistent(setting: &Setting, case: &Case, alternations: usize) -> anyhow::Re
         .zip(errors)
         .map(|(contender, error)| Timing::new(*contender, error))
         .collect();
-    // The first is not counted: it opens files and fills caches.
+    // The first turn is not counted. Its first pass opens files and fills caches, the second tells how
+    // long the work takes.
+    let mut passes = vec![2; workers.len()];
     for round in 0..=alternations {
         for turn in 0..workers.len() {
             let index = (turn + round) % workers.len();
             thread::sleep(PAUSE);
-            let answer = workers[index].1.run(&case.work, None)?;
-            if round > 0 {
-                timings[index].add(answer.seconds, answer.peak_mib);
+            for _ in 0..passes[index] {
+                let answer = workers[index].1.run(&case.work, None)?;
+                match round {
+                    0 => passes[index] = passes_of_a_turn(answer.seconds),
+                    _ => timings[index].add(answer.seconds, answer.peak_mib),
+                }
             }
         }
     }
     Ok(timings)
+}
+
+/// How often work of so many seconds is done in a turn: all of them count, as a few short ones say
+/// little.
+fn passes_of_a_turn(seconds: f64) -> usize {
+    ((TURN / seconds) as usize).clamp(1, MOST_PASSES)
 }
 
 fn start(setting: &Setting, case: &Case) -> anyhow::Result<Vec<(Contender, Worker)>> {
@@ -248,6 +262,13 @@ mod tests {
         assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
         assert_eq!(median(&[4.0, 1.0, 3.0, 2.0]), 2.5);
         assert!(median(&[]).is_nan());
+    }
+
+    #[test]
+    fn short_work_is_repeated_in_a_turn() {
+        for (seconds, passes) in [(0.0, 8), (0.01, 8), (0.08, 6), (0.25, 2), (0.4, 1), (90.0, 1)] {
+            assert_eq!(passes_of_a_turn(seconds), passes, "{seconds}");
+        }
     }
 
     #[test]
