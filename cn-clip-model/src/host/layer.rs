@@ -52,30 +52,26 @@ pub(super) struct Layer {
 pub(super) fn first_rows(layers: &[Layer], mut x: Vec<f32>, lengths: &[usize]) -> Vec<f32> {
     let rows: usize = lengths.iter().sum();
     let Some(width) = x.len().checked_div(rows) else { return x };
-    let Some((first, last)) = layers.first().zip(layers.last()) else {
-        return select_first(&x, lengths, width);
-    };
+    let [first, rest @ ..] = layers else { return select_first(&x, lengths, width) };
+    let last = rest.last().unwrap_or(first);
     let mut packed = vec![0.0; rows * 3 * width];
     let mut context = vec![0.0; rows * width];
     // Nothing but the first rows of the last layer is needed, so no other has queries.
-    let columns = |layer: &Layer| match std::ptr::eq(layer, last) {
+    let columns = |index: usize| match index + 1 == layers.len() {
         true => width..3 * width,
         false => 0..3 * width,
     };
-    project(first, &x, &mut packed, columns(first));
-    for pair in layers.windows(2) {
-        let [layer, next] = pair else { break };
+    project(first, &x, &mut packed, columns(0));
+    for (index, (layer, next)) in layers.iter().zip(rest).enumerate() {
         attend(layer, &packed, lengths, |length| length, &mut context);
-        let next = Next { layer: next, packed: &mut packed, columns: columns(next) };
+        let next = Next { layer: next, packed: &mut packed, columns: columns(index + 1) };
         finish(layer, &mut x, &context, lengths, Some(next));
     }
     x = select_first(&x, lengths, width);
     let mut queries = vec![0.0; x.len() * 3];
     project(last, &x, &mut queries, 0..width);
-    let mut start = 0;
-    for (queries, length) in queries.chunks_exact(3 * width).zip(lengths) {
-        packed[start..][..width].copy_from_slice(&queries[..width]);
-        start += length * 3 * width;
+    for (queries, start) in queries.chunks_exact(3 * width).zip(starts(lengths)) {
+        packed[start * 3 * width..][..width].copy_from_slice(&queries[..width]);
     }
     attend(last, &packed, lengths, |_| 1, &mut context);
     finish(last, &mut x, &context, &vec![1; lengths.len()], None);
@@ -83,12 +79,16 @@ pub(super) fn first_rows(layers: &[Layer], mut x: Vec<f32>, lengths: &[usize]) -
 }
 
 fn select_first(x: &[f32], lengths: &[usize], width: usize) -> Vec<f32> {
-    let starts = lengths.iter().scan(0, |next, length| {
+    starts(lengths).flat_map(|start| &x[start * width..][..width]).copied().collect()
+}
+
+/// The first row of each sequence.
+fn starts(lengths: &[usize]) -> impl Iterator<Item = usize> {
+    lengths.iter().scan(0, |next, length| {
         let start = *next;
         *next += length;
         Some(start)
-    });
-    starts.flat_map(|start| &x[start * width..][..width]).copied().collect()
+    })
 }
 
 /// Scratch memory of a task.

@@ -6,7 +6,7 @@ use std::ops::Range;
 use pulp::Arch;
 use rayon::prelude::*;
 
-use super::math::{Norm, moments, normalised, sum};
+use super::math::{Norm, layer_norm, moments, normalised, sum};
 
 /// Rows of a task.
 const ROWS: usize = 16;
@@ -115,8 +115,7 @@ impl Norm<&[f32]> {
             width,
             #[inline(always)]
             |index, out| {
-                let row = &x[index * width..][..width];
-                self.apply(row, moments(row, self.epsilon), 0..width, out);
+                layer_norm(&x[index * width..][..width], self, out);
             },
         );
         out
