@@ -16,12 +16,14 @@ pub fn image(config: &VisionConfig, mask_ratio: f64) -> Option<f64> {
     Some(embedding + depth as f64 * block + 2.0 * width * config.embed_dim as f64)
 }
 
-/// Of these, without FLIP, the ones that features need: of the last block, whose class token they are
-/// made of, queries and what follows them for that token only.
+/// Operations that features need, without FLIP: the last block is there for its class token only,
+/// whose query, multiplied by the projection to keys, each head compares with the tokens themselves,
+/// and whose context is the projection to values of a mean of them.
 pub fn image_features(config: &VisionConfig) -> Option<f64> {
     let (_, tokens, width) = sizes(config, 0.0);
-    let queries = block(tokens, width, 4.0 * width) - 2.0 * 2.0 * tokens * width * width;
-    Some(image(config, 0.0)? - (tokens - 1.0) / tokens * queries)
+    let heads = width / config.head_width as f64;
+    let last = block(1.0, width, 4.0 * width) + 2.0 * 2.0 * width * (heads * tokens - 1.0);
+    Some(image(config, 0.0)? - block(tokens, width, 4.0 * width) + last)
 }
 
 /// Patches, tokens after FLIP, and width.
@@ -86,10 +88,9 @@ mod tests {
             let expected = products(&[(16, 27, 8), (1, 8, 6)]) + 2.0 * products(&block);
             assert_eq!(image(&config, mask_ratio), Some(expected));
             if mask_ratio == 0.0 {
-                let keys_values = [(tokens, 8, 8), (tokens, 8, 8)];
-                let class_token =
-                    [(1, 8, 8), (2, 4, tokens), (2, tokens, 4), (1, 8, 8), (1, 8, 32), (1, 32, 8)];
-                let last = products(&keys_values) + products(&class_token);
+                let attention = [(1, 8, 8), (2, 4, 8), (2, 8, tokens), (2, tokens, 8), (2, 8, 4)];
+                let rest = [(1, 8, 8), (1, 8, 32), (1, 32, 8)];
+                let last = products(&attention) + products(&rest);
                 let found = image_features(&config).unwrap();
                 assert!((found - (expected - products(&block) + last)).abs() < 1e-6);
             }

@@ -11,6 +11,7 @@ use rayon::prelude::*;
 
 use super::{
     kernel::{Task, product, run, tile_columns},
+    last::{self, Last},
     math::{Activation, Norm, exponentials, layer_norm, normalise},
     packed::Packed,
     product::block_rows,
@@ -30,13 +31,26 @@ pub(super) enum Order {
     After,
 }
 
-/// A transformer layer.
+/// The layers of a tower, of which the first row of each sequence is wanted.
+#[derive(Debug)]
+pub(super) struct Layers {
+    pub all_but_last: Vec<Layer>,
+    pub last: Last,
+}
+
+/// A transformer layer of which all rows are needed.
 #[derive(Debug)]
 pub(super) struct Layer {
     pub heads: usize,
-    pub order: Order,
     /// Queries, keys and values side by side.
     pub projections: Linear,
+    pub block: Block,
+}
+
+/// A layer without its attention.
+#[derive(Debug)]
+pub(super) struct Block {
+    pub order: Order,
     /// Output of the attention.
     pub output: Linear,
     pub first_norm: Norm,
@@ -47,43 +61,33 @@ pub(super) struct Layer {
     pub outer: Linear,
 }
 
-/// Runs `layers` over sequences of these lengths, whose rows are `x`, and returns the first row of
-/// each.
-pub(super) fn first_rows(layers: &[Layer], mut x: Vec<f32>, lengths: &[usize]) -> Vec<f32> {
-    let rows: usize = lengths.iter().sum();
-    let Some(width) = x.len().checked_div(rows) else { return x };
-    let [first, rest @ ..] = layers else { return select_first(&x, lengths, width) };
-    let last = rest.last().unwrap_or(first);
-    let mut packed = vec![0.0; rows * 3 * width];
-    let mut context = vec![0.0; rows * width];
-    // Nothing but the first rows of the last layer is needed, so no other has queries.
-    let columns = |index: usize| match index + 1 == layers.len() {
-        true => width..3 * width,
-        false => 0..3 * width,
-    };
-    project(first, &x, &mut packed, columns(0));
-    for (index, (layer, next)) in layers.iter().zip(rest).enumerate() {
-        attend(layer, &packed, lengths, |length| length, &mut context);
-        let next = Next { layer: next, packed: &mut packed, columns: columns(index + 1) };
-        finish(layer, &mut x, &context, lengths, Some(next));
+impl Block {
+    /// Values of a row.
+    pub fn width(&self) -> usize {
+        self.output.weight.columns()
     }
-    x = select_first(&x, lengths, width);
-    let mut queries = vec![0.0; x.len() * 3];
-    project(last, &x, &mut queries, 0..width);
-    for (queries, start) in queries.chunks_exact(3 * width).zip(starts(lengths)) {
-        packed[start * 3 * width..][..width].copy_from_slice(&queries[..width]);
-    }
-    attend(last, &packed, lengths, |_| 1, &mut context);
-    finish(last, &mut x, &context, &vec![1; lengths.len()], None);
-    x
 }
 
-fn select_first(x: &[f32], lengths: &[usize], width: usize) -> Vec<f32> {
-    starts(lengths).flat_map(|start| &x[start * width..][..width]).copied().collect()
+/// Runs `layers` over sequences of these lengths, whose rows are `x`, and returns the first row of
+/// each.
+pub(super) fn first_rows(layers: &Layers, mut x: Vec<f32>, lengths: &[usize]) -> Vec<f32> {
+    let Layers { all_but_last, last } = layers;
+    if let Some(first) = all_but_last.first() {
+        let mut packed = vec![0.0; x.len() * 3];
+        let mut context = vec![0.0; x.len()];
+        project(first, &x, &mut packed);
+        for (index, layer) in all_but_last.iter().enumerate() {
+            attend(layer, &packed, lengths, &mut context);
+            let next = all_but_last.get(index + 1);
+            let next = next.map(|layer| Next { layer, packed: &mut packed });
+            finish(&layer.block, &mut x, (&context, layer.heads), lengths, next);
+        }
+    }
+    last::first_rows(last, &x, lengths)
 }
 
 /// The first row of each sequence.
-fn starts(lengths: &[usize]) -> impl Iterator<Item = usize> {
+pub(super) fn starts(lengths: &[usize]) -> impl Iterator<Item = usize> {
     lengths.iter().scan(0, |next, length| {
         let start = *next;
         *next += length;
@@ -101,13 +105,13 @@ struct Scratch {
     line: Vec<f32>,
 }
 
-/// Columns of the projections of rows.
-fn project(layer: &Layer, x: &[f32], out: &mut [f32], columns: Range<usize>) {
-    let width = layer.output.weight.columns();
+/// Projections of rows.
+fn project(layer: &Layer, x: &[f32], out: &mut [f32]) {
+    let width = layer.block.width();
     let block = block_rows(x.len() / width);
     let blocks = x.par_chunks(block * width).zip(out.par_chunks_mut(block * 3 * width));
     blocks.for_each_init(Scratch::default, |scratch, (x, out)| {
-        run(Project { layer, x, out, columns: columns.clone(), scratch });
+        run(Project { layer, x, out, scratch });
     });
 }
 
@@ -116,23 +120,21 @@ struct Project<'a> {
     x: &'a [f32],
     /// `[rows, 3 * width]`.
     out: &'a mut [f32],
-    columns: Range<usize>,
     scratch: &'a mut Scratch,
 }
 
 impl Task for Project<'_> {
     #[inline(always)]
     fn run<S: Simd, const MR: usize>(self, simd: S) {
-        let Self { layer, x, out, columns, scratch: Scratch { rows, line, .. } } = self;
-        let width = layer.output.weight.columns();
-        let norm = (layer.order == Order::Before).then_some(&layer.first_norm);
+        let Self { layer: Layer { projections, block, .. }, x, out, scratch } = self;
+        let Scratch { rows, line, .. } = scratch;
+        let width = block.width();
+        let norm = (block.order == Order::Before).then_some(&block.first_norm);
         set_rows::<MR>(&mut rows.values, x, width, norm, line);
-        let Linear { weight, bias } = &layer.projections;
-        weight.prepare::<MR>(rows);
-        weight.product::<S, MR>(
+        let Linear { weight, bias } = projections;
+        weight.multiply::<S, MR>(
             simd,
             rows,
-            columns,
             0..width,
             #[inline(always)]
             |row, first, sums| {
@@ -168,15 +170,8 @@ fn set_rows<const MR: usize>(
     }
 }
 
-/// Attention of the first `queries(length)` rows of every sequence: per sequence
-/// `[heads, queries, head_width]`.
-fn attend(
-    layer: &Layer,
-    packed: &[f32],
-    lengths: &[usize],
-    queries: impl Fn(usize) -> usize,
-    context: &mut [f32],
-) {
+/// Attention of every sequence: `[heads, length, head_width]`.
+fn attend(layer: &Layer, packed: &[f32], lengths: &[usize], context: &mut [f32]) {
     let columns = layer.projections.weight.columns();
     let head_width = columns / 3 / layer.heads;
     let (mut packed, mut context) = (packed, context);
@@ -185,7 +180,7 @@ fn attend(
         let (sequence, rest) = packed.split_at(length * columns);
         packed = rest;
         for head in 0..layer.heads {
-            let (out, rest) = context.split_at_mut(queries(*length) * head_width);
+            let (out, rest) = context.split_at_mut(length * head_width);
             context = rest;
             tasks.push((sequence, head * head_width..(head + 1) * head_width, out));
         }
@@ -201,7 +196,7 @@ struct Attend<'a> {
     columns: usize,
     /// Columns of the queries.
     head: Range<usize>,
-    /// `[queries, head_width]`.
+    /// `[length, head_width]`.
     out: &'a mut [f32],
     scratch: &'a mut Scratch,
 }
@@ -263,20 +258,26 @@ impl Task for Attend<'_> {
 }
 
 /// The layer after another.
-struct Next<'a> {
+pub(super) struct Next<'a> {
     layer: &'a Layer,
-    /// Its projections, `[rows, 3 * width]`, of which these columns are needed.
+    /// Its projections, `[rows, 3 * width]`.
     packed: &'a mut [f32],
-    columns: Range<usize>,
 }
 
 /// Output projection and feed-forward part, with the residuals, and the projections of the layer that
-/// is next, for which the rows are still in the cache.
-fn finish(layer: &Layer, x: &mut [f32], context: &[f32], lengths: &[usize], next: Option<Next>) {
-    let width = layer.output.weight.columns();
+/// is next, for which the rows are still in the cache. `context` is that of sequences of these lengths,
+/// `[heads, length, head_width]` each.
+pub(super) fn finish(
+    layer: &Block,
+    x: &mut [f32],
+    (context, heads): (&[f32], usize),
+    lengths: &[usize],
+    next: Option<Next>,
+) {
+    let width = layer.width();
     let block = block_rows(x.len() / width);
     // Where the first head of a row lies in `context`, and how far it is to the next head.
-    let head_width = width / layer.heads;
+    let head_width = width / heads;
     let mut places = Vec::with_capacity(x.len() / width);
     let mut start = 0;
     for length in lengths {
@@ -287,22 +288,24 @@ fn finish(layer: &Layer, x: &mut [f32], context: &[f32], lengths: &[usize], next
     let blocks = x.par_chunks_mut(block * width).zip(places.par_chunks(block));
     match next {
         None => blocks.for_each_init(Scratch::default, |scratch, (x, places)| {
-            run(Finish { layer, x, context, places, scratch });
+            run(Finish { layer, x, context, head_width, places, scratch });
         }),
-        Some(Next { layer: next, packed, columns }) => {
+        Some(Next { layer: next, packed }) => {
             let blocks = blocks.zip(packed.par_chunks_mut(block * 3 * width));
             blocks.for_each_init(Scratch::default, |scratch, ((x, places), out)| {
-                run(Finish { layer, x: &mut *x, context, places, scratch: &mut *scratch });
-                run(Project { layer: next, x, out, columns: columns.clone(), scratch });
+                let (rows, own) = (&mut *x, &mut *scratch);
+                run(Finish { layer, x: rows, context, head_width, places, scratch: own });
+                run(Project { layer: next, x, out, scratch });
             });
         }
     }
 }
 
 struct Finish<'a> {
-    layer: &'a Layer,
+    layer: &'a Block,
     x: &'a mut [f32],
     context: &'a [f32],
+    head_width: usize,
     places: &'a [(usize, usize)],
     scratch: &'a mut Scratch,
 }
@@ -310,13 +313,12 @@ struct Finish<'a> {
 impl Task for Finish<'_> {
     #[inline(always)]
     fn run<S: Simd, const MR: usize>(self, simd: S) {
-        let Self { layer, x, context, places, scratch } = self;
+        let Self { layer, x, context, head_width, places, scratch } = self;
         let Scratch { rows, hidden, line, .. } = scratch;
-        let width = layer.output.weight.columns();
-        let head_width = width / layer.heads;
+        let width = layer.width();
         rows.values.reset::<MR>(places.len(), width);
         for (row, (start, stride)) in places.iter().enumerate() {
-            for head in 0..layer.heads {
+            for head in 0..width / head_width {
                 let values = &context[start + head * stride..][..head_width];
                 rows.values.set::<MR>(row, head * head_width, values);
             }

@@ -24,6 +24,8 @@ mod integer_tile;
 #[cfg(feature = "flex")]
 mod kernel;
 #[cfg(feature = "flex")]
+mod last;
+#[cfg(feature = "flex")]
 mod layer;
 #[cfg(feature = "flex")]
 mod maps;

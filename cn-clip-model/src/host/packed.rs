@@ -31,8 +31,9 @@ impl<'a> View<'a> {
         self.values.len() / self.stride.max(1)
     }
 
+    /// Values of a row.
     #[inline(always)]
-    fn row(&self, row: usize) -> &'a [f32] {
+    pub fn row(&self, row: usize) -> &'a [f32] {
         &self.values[row * self.stride + self.first..][..self.columns]
     }
 }

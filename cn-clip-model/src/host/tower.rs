@@ -10,7 +10,8 @@ use burn::{
 use super::{
     integer,
     kernel::has_vectors,
-    layer::{Layer, Order, first_rows},
+    last::{Head, Last},
+    layer::{Block, Layer, Layers, Order, first_rows},
     math::{Activation, Norm},
     packed::{Packed, View},
     patches::Patches,
@@ -32,7 +33,7 @@ pub(crate) struct Prepared {
 struct Tower {
     /// Of a ViT.
     patches: Option<Patches>,
-    layers: Vec<Layer>,
+    layers: Layers,
     /// The buffers of the parameters. A buffer that is shared with a weak pointer is not changed in
     /// place, so the same pointer means the same values.
     sources: Vec<Weak<Bytes>>,
@@ -50,7 +51,7 @@ impl Prepared {
     fn tower(
         &self,
         sources: Vec<Source>,
-        make: impl FnOnce(Parts) -> Option<(Option<Patches>, Vec<Layer>)>,
+        make: impl FnOnce(Parts) -> Option<(Option<Patches>, Layers)>,
     ) -> Option<Arc<Tower>> {
         let pointers: Vec<Weak<Bytes>> =
             sources.iter().map(|source| Arc::downgrade(&source.buffer())).collect();
@@ -113,15 +114,31 @@ impl<'a> Parts<'a> {
         self.sources.next().map(Source::values)
     }
 
-    /// Linear layers of the same input, side by side.
-    fn linear(&mut self, count: usize) -> Option<Linear> {
-        let (mut weights, mut bias) = (Vec::new(), Vec::new());
-        for _ in 0..count {
-            let (weight, own) = (self.next()?, self.next()?);
-            weights.push(View::whole(weight, own.len()));
-            bias.extend_from_slice(own);
+    /// A weight and its bias.
+    fn view(&mut self) -> Option<(View<'a>, &'a [f32])> {
+        let (weight, bias) = (self.next()?, self.next()?);
+        Some((View::whole(weight, bias.len()), bias))
+    }
+
+    fn linear(&mut self) -> Option<Linear> {
+        let (weight, bias) = self.view()?;
+        Some(Linear { weight: Weight::new(&[weight], self.numbers), bias: bias.to_vec() })
+    }
+
+    /// To queries, keys and values, which are one matrix where the norms stand before and three where
+    /// they stand after.
+    fn projections(&mut self, order: Order) -> Option<[(View<'a>, &'a [f32]); 3]> {
+        match order {
+            Order::Before => {
+                let (weight, bias) = self.view()?;
+                let columns = weight.columns / 3;
+                Some([0, 1, 2].map(|number| {
+                    let first = number * columns;
+                    (View { first, columns, ..weight }, &bias[first..][..columns])
+                }))
+            }
+            Order::After => Some([self.view()?, self.view()?, self.view()?]),
         }
-        Some(Linear { weight: Weight::new(&weights, self.numbers), bias })
     }
 
     fn norm(&mut self, epsilon: f64) -> Option<Norm> {
@@ -145,31 +162,56 @@ impl Parts<'_> {
         })
     }
 
-    /// A layer, whose projections are one matrix where the norms stand before and three where they
-    /// stand after.
-    fn layer(
-        &mut self,
-        heads: usize,
-        order: Order,
-        activation: Activation,
-        epsilon: f64,
-    ) -> Option<Layer> {
-        let matrices = match order {
-            Order::Before => 1,
-            Order::After => 3,
+    /// All layers; `None` where there are none.
+    fn layers(&mut self, count: usize, kind: Kind) -> Option<Layers> {
+        let all_but_last = (1..count).map(|_| self.layer(kind)).collect::<Option<_>>()?;
+        Some(Layers { all_but_last, last: self.last(kind)? })
+    }
+
+    fn layer(&mut self, kind: Kind) -> Option<Layer> {
+        let projections = self.projections(kind.order)?;
+        let weight = Weight::new(&projections.map(|(weight, _)| weight), self.numbers);
+        let bias = projections.map(|(_, bias)| bias).concat();
+        let projections = Linear { weight, bias };
+        Some(Layer { heads: kind.heads, projections, block: self.block(kind)? })
+    }
+
+    fn last(&mut self, kind: Kind) -> Option<Last> {
+        let [queries, keys, values] = self.projections(kind.order)?;
+        let columns = queries.0.columns / kind.heads;
+        let head = |head: usize| {
+            let first = head * columns;
+            let weights = [queries, keys, values].map(|(view, _)| View {
+                first: view.first + first,
+                columns,
+                ..view
+            });
+            let bias = [queries, values].map(|(_, bias)| &bias[first..][..columns]);
+            Head::new(weights, bias, self.numbers)
         };
-        Some(Layer {
-            heads,
-            order,
-            activation,
-            projections: self.linear(matrices)?,
-            output: self.linear(1)?,
-            first_norm: self.norm(epsilon)?,
-            second_norm: self.norm(epsilon)?,
-            inner: self.linear(1)?,
-            outer: self.linear(1)?,
+        Some(Last { heads: (0..kind.heads).map(head).collect(), block: self.block(kind)? })
+    }
+
+    fn block(&mut self, kind: Kind) -> Option<Block> {
+        Some(Block {
+            order: kind.order,
+            activation: kind.activation,
+            output: self.linear()?,
+            first_norm: self.norm(kind.epsilon)?,
+            second_norm: self.norm(kind.epsilon)?,
+            inner: self.linear()?,
+            outer: self.linear()?,
         })
     }
+}
+
+/// What all layers of a tower have in common.
+#[derive(Clone, Copy)]
+struct Kind {
+    heads: usize,
+    order: Order,
+    activation: Activation,
+    epsilon: f64,
 }
 
 /// Whether evaluation on a device gains from whole numbers.
@@ -205,9 +247,13 @@ pub(crate) fn vision(vit: &vit::VisionTransformer, pixels: &Tensor<4>) -> Option
     }
     let tower = vit.prepared.tower(sources.0?, |mut parts| {
         let patches = parts.patches(width, side, grid)?;
-        let layer =
-            |_| parts.layer(heads, Order::Before, Activation::QuickGelu, vit::LAYER_NORM_EPSILON);
-        Some((Some(patches), blocks.iter().map(layer).collect::<Option<_>>()?))
+        let kind = Kind {
+            heads,
+            order: Order::Before,
+            activation: Activation::QuickGelu,
+            epsilon: vit::LAYER_NORM_EPSILON,
+        };
+        Some((Some(patches), parts.layers(blocks.len(), kind)?))
     })?;
     let patches = tower.patches.as_ref()?;
     let rows = on_pool(|| {
@@ -247,9 +293,13 @@ pub(crate) fn text(
         sources.linear(&layer.output.dense);
     }
     let tower = prepared.tower(sources.0?, |mut parts| {
-        let layer =
-            |_| parts.layer(heads, Order::After, Activation::Gelu, bert::LAYER_NORM_EPSILON);
-        Some((None, layers.iter().map(layer).collect::<Option<_>>()?))
+        let kind = Kind {
+            heads,
+            order: Order::After,
+            activation: Activation::Gelu,
+            epsilon: bert::LAYER_NORM_EPSILON,
+        };
+        Some((None, parts.layers(layers.len(), kind)?))
     })?;
     let words = Words {
         words: words.values(),
