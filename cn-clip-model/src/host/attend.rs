@@ -5,13 +5,14 @@ use pulp::Simd;
 use rayon::prelude::*;
 
 use super::{
+    head::{self, Forward, Head, HeadDropout, multiply_by},
     kernel::{Task, product, run, tile_columns},
-    math::{exponentials, sum},
-    packed::Packed,
-    rows::{BLOCK, Rows},
+    math::sum,
+    packed::{Packed, View},
+    rows::Rows,
     sequences::Sequences,
 };
-use crate::random::{Dropout, attention_counter};
+use crate::random::Dropout;
 
 /// Scaled dot-product attention of heads.
 pub(super) struct Attention<'a> {
@@ -25,19 +26,6 @@ pub(super) struct Attention<'a> {
     pub keys_values: &'a [f32],
 }
 
-/// One head of one sequence.
-struct Head<'a> {
-    sample: usize,
-    head: usize,
-    head_width: usize,
-    /// `[queries, width]` of the sequence.
-    queries: &'a [f32],
-    /// `[length, 2 * width]` of the sequence.
-    keys_values: &'a [f32],
-    width: usize,
-    dropout: Option<&'a Dropout>,
-}
-
 impl Attention<'_> {
     fn width(&self) -> usize {
         self.keys_values.len().checked_div(2 * self.sequences.rows()).unwrap_or(0)
@@ -46,18 +34,17 @@ impl Attention<'_> {
     /// `[heads, queries, head_width]` for each sequence.
     pub fn context(&self) -> Vec<f32> {
         let mut context = vec![0.0; self.queries.len()];
-        let head_width = self.width() / self.heads;
         let mut rest = context.as_mut_slice();
         let tasks: Vec<_> = self
             .each_head()
             .map(|head| {
-                let count = head.queries.len() / head.width.max(1) * head_width;
-                let (out, after) = std::mem::take(&mut rest).split_at_mut(count);
+                let size = head.queries.rows() * head.depth();
+                let (out, after) = std::mem::take(&mut rest).split_at_mut(size);
                 rest = after;
                 (head, out)
             })
             .collect();
-        tasks.into_par_iter().for_each_init(Scratch::default, |scratch, (head, out)| {
+        tasks.into_par_iter().for_each_init(head::Scratch::default, |scratch, (head, out)| {
             run(Forward { head, out, scratch });
         });
         context
@@ -71,16 +58,16 @@ impl Attention<'_> {
         let mut gradients = vec![0.0; self.queries.len() + 2 * rows * width];
         let (mut rest, mut context, mut start) = (gradients.as_mut_slice(), context, 0);
         let mut tasks = Vec::with_capacity(self.sequences.lengths.len() * self.heads);
-        for head in self.each_head() {
-            let queries = head.queries.len() / width.max(1);
-            let length = head.keys_values.len() / (2 * width).max(1);
+        for (index, head) in self.each_head().enumerate() {
+            let (queries, length) = (head.queries.rows(), head.length());
             let (out, after) =
                 std::mem::take(&mut rest).split_at_mut((queries + 2 * length) * head_width);
             rest = after;
             let (own, after) = context.split_at(queries * head_width);
             context = after;
-            let gradient = &gradient[start * width..][..queries * width];
-            if head.head + 1 == self.heads {
+            let gradient =
+                View { values: &gradient[start * width..][..queries * width], ..head.queries };
+            if (index + 1) % self.heads == 0 {
                 start += queries;
             }
             tasks.push(Backward { head, context: own, gradient, out });
@@ -94,159 +81,42 @@ impl Attention<'_> {
     /// The heads of all sequences, in order.
     fn each_head(&self) -> impl Iterator<Item = Head<'_>> {
         let width = self.width();
+        let columns = width / self.heads;
         let (mut queries, mut keys_values) = (self.queries, self.keys_values);
         self.sequences.lengths.iter().enumerate().flat_map(move |(sample, length)| {
             let (own_queries, rest) = queries.split_at(self.sequences.queries(*length) * width);
             queries = rest;
             let (own_keys_values, rest) = keys_values.split_at(length * 2 * width);
             keys_values = rest;
-            (0..self.heads).map(move |head| Head {
-                sample,
-                head,
-                head_width: width / self.heads,
-                queries: own_queries,
-                keys_values: own_keys_values,
-                width,
-                dropout: self.dropout,
+            (0..self.heads).map(move |head| {
+                let first = head * columns;
+                let queries = View { values: own_queries, stride: width, first, columns };
+                let keys = View { values: own_keys_values, stride: 2 * width, first, columns };
+                let values = View { first: width + first, ..keys };
+                let dropout = self.dropout.map(|dropout| HeadDropout { dropout, sample, head });
+                Head { queries, keys, values, dropout }
             })
         })
     }
 }
 
+/// Scratch memory of a task.
 #[derive(Default)]
 struct Scratch {
-    rows: Rows,
-    hidden: Rows,
-    keys: Packed,
-    values: Packed,
+    forward: head::Scratch,
     own: Packed,
     scores: Vec<f32>,
     slopes: Vec<f32>,
-    factors: Vec<f32>,
     /// Probabilities and gradients of the scores, by keys.
     by_key: [Rows<true>; 2],
-}
-
-impl Head<'_> {
-    #[inline(always)]
-    fn length(&self) -> usize {
-        self.keys_values.len() / (2 * self.width)
-    }
-
-    /// Scores of a row, in whole blocks.
-    #[inline(always)]
-    fn places(&self) -> usize {
-        self.length().next_multiple_of(BLOCK)
-    }
-
-    #[inline(always)]
-    fn query(&self, row: usize) -> &[f32] {
-        self.part(self.queries, self.width, row, 0)
-    }
-
-    #[inline(always)]
-    fn key(&self, row: usize) -> &[f32] {
-        self.part(self.keys_values, 2 * self.width, row, 0)
-    }
-
-    #[inline(always)]
-    fn value(&self, row: usize) -> &[f32] {
-        self.part(self.keys_values, 2 * self.width, row, self.width)
-    }
-
-    #[inline(always)]
-    fn part<'b>(&self, values: &'b [f32], stride: usize, row: usize, first: usize) -> &'b [f32] {
-        &values[row * stride + first + self.head * self.head_width..][..self.head_width]
-    }
-
-    /// Exponentials of the scores of a group of queries from `start` on, `[MR, places]`, and their
-    /// sums.
-    #[inline(always)]
-    fn scores<S: Simd, const MR: usize>(
-        &self,
-        simd: S,
-        start: usize,
-        count: usize,
-        keys: &Packed,
-        rows: &mut Rows,
-        scores: &mut Vec<f32>,
-    ) -> [f32; MR] {
-        let (length, depth) = (self.length(), self.head_width);
-        let scale = 1.0 / (depth as f32).sqrt();
-        rows.reset::<MR>(count, depth);
-        for row in 0..count {
-            rows.set::<MR>(row, 0, self.query(start + row));
-        }
-        let places = self.places();
-        scores.resize(MR * places, 0.0);
-        product::<S, MR, _>(simd, rows, keys, 0..keys.panels(), 0..depth, |row, first, sums| {
-            let scores = &mut scores[row * places + first..][..sums.len()];
-            scores.iter_mut().zip(sums).for_each(|(score, sum)| *score = sum * scale);
-        });
-        let mut totals = [1.0; MR];
-        for (total, scores) in totals.iter_mut().zip(scores.chunks_exact_mut(places)).take(count) {
-            [*total] = exponentials(scores.as_chunks_mut().0.as_chunks_mut().0, length);
-        }
-        totals
-    }
-
-    /// Dropout factors of the keys of a query; `None` where there is no dropout.
-    #[inline(always)]
-    fn factors<'b>(&self, query: usize, line: &'b mut Vec<f32>) -> Option<&'b [f32]> {
-        let dropout = self.dropout?;
-        line.clear();
-        line.extend(
-            (0..self.length())
-                .map(|key| dropout.factor(self.sample, attention_counter(self.head, query, key))),
-        );
-        Some(line)
-    }
-}
-
-struct Forward<'a> {
-    head: Head<'a>,
-    /// `[queries, head_width]`.
-    out: &'a mut [f32],
-    scratch: &'a mut Scratch,
-}
-
-impl Task for Forward<'_> {
-    #[inline(always)]
-    fn run<S: Simd, const MR: usize>(self, simd: S) {
-        let Self { head, out, scratch } = self;
-        let Scratch { rows, hidden, keys, values, scores, factors, .. } = scratch;
-        let (length, depth) = (head.length(), head.head_width);
-        keys.reset(depth, length, tile_columns());
-        values.reset(length, depth, tile_columns());
-        for row in 0..length {
-            keys.set_column(row, head.key(row));
-            values.set_row(row, head.value(row));
-        }
-        for (group, out) in out.chunks_mut(MR * depth).enumerate() {
-            let (start, count) = (group * MR, out.len() / depth);
-            let totals = head.scores::<S, MR>(simd, start, count, keys, rows, scores);
-            hidden.reset::<MR>(count, length);
-            for row in 0..count {
-                let scores = &mut scores[row * head.places()..][..length];
-                multiply_by(scores, head.factors(start + row, factors));
-                hidden.set::<MR>(row, 0, scores);
-            }
-            let panels = 0..values.panels();
-            product::<S, MR, _>(simd, hidden, values, panels, 0..length, |row, first, sums| {
-                let out = &mut out[row * depth + first..][..sums.len()];
-                let factor = 1.0 / totals[row];
-                out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum * factor);
-            });
-        }
-    }
 }
 
 struct Backward<'a> {
     head: Head<'a>,
     /// `[queries, head_width]`.
     context: &'a [f32],
-    /// `[queries, width]`, that of the context of all heads.
-    gradient: &'a [f32],
+    /// `[queries, head_width]`.
+    gradient: View<'a>,
     /// `[queries + 2 * length, head_width]`.
     out: &'a mut [f32],
 }
@@ -260,55 +130,53 @@ impl Task for BackwardTask<'_> {
     #[inline(always)]
     fn run<S: Simd, const MR: usize>(self, simd: S) {
         let Backward { head, context, gradient, out } = self.task;
-        let Scratch { rows, hidden, keys, values, own, scores, slopes, factors, by_key } =
-            self.scratch;
-        let (length, depth) = (head.length(), head.head_width);
+        let Scratch { forward, own, scores, slopes, by_key } = self.scratch;
+        let (length, depth, scale) = (head.length(), head.depth(), head.scale());
         let queries = context.len() / depth;
         let (of_queries, of_keys_values) = out.split_at_mut(queries * depth);
         let (of_keys, of_values) = of_keys_values.split_at_mut(length * depth);
-        let scale = 1.0 / (depth as f32).sqrt();
         let panel = tile_columns();
-        let given = |row: usize| head.part(gradient, head.width, row, 0);
 
-        keys.reset(depth, length, panel);
-        values.reset(depth, length, panel);
+        forward.keys.reset(depth, length, panel);
+        forward.values.reset(depth, length, panel);
         own.reset(length, depth, panel);
         for row in 0..length {
-            keys.set_column(row, head.key(row));
-            values.set_column(row, head.value(row));
-            own.set_row(row, head.key(row));
+            forward.keys.set_column(row, head.keys.row(row));
+            forward.values.set_column(row, head.values.row(row));
+            own.set_row(row, head.keys.row(row));
         }
+        scores.resize(length, 0.0);
         let [probabilities, score_gradients] = by_key;
         probabilities.reset::<MR>(length, queries);
         score_gradients.reset::<MR>(length, queries);
         for (group, of_queries) in of_queries.chunks_mut(MR * depth).enumerate() {
             let (start, count) = (group * MR, of_queries.len() / depth);
-            let totals = head.scores::<S, MR>(simd, start, count, keys, rows, scores);
+            let totals = head.exponentials::<S, MR>(simd, (start, count), forward);
+            let head::Scratch { rows, hidden, values, factors, .. } = &mut *forward;
             // Gradients of the probabilities after dropout.
             rows.reset::<MR>(count, depth);
             for row in 0..count {
-                rows.set::<MR>(row, 0, given(start + row));
+                rows.set::<MR>(row, 0, gradient.row(start + row));
             }
             slopes.resize(MR * length, 0.0);
             let panels = 0..values.panels();
             product::<S, MR, _>(simd, rows, values, panels, 0..depth, |row, first, sums| {
                 slopes[row * length + first..][..sums.len()].copy_from_slice(sums);
             });
-            hidden.reset::<MR>(count, length);
             for (row, total) in totals.iter().enumerate().take(count) {
                 let query = start + row;
-                let scores = &mut scores[row * head.places()..][..length];
+                hidden.copy::<MR>(row, scores);
                 let slopes = &mut slopes[row * length..][..length];
                 let own = &context[query * depth..][..depth];
-                let mean = sum(own, given(query), |context, gradient| context * gradient);
+                let mean = sum(own, gradient.row(query), |context, gradient| context * gradient);
                 let factor = 1.0 / total;
-                let dropout = head.factors(query, factors);
-                multiply_by(slopes, dropout);
+                let factors = head.factors(query, factors);
+                multiply_by(slopes, factors);
                 for (slope, score) in slopes.iter_mut().zip(scores.iter_mut()) {
                     *score *= factor;
                     *slope = *score * (*slope - mean) * scale;
                 }
-                multiply_by(scores, dropout);
+                multiply_by(scores, factors);
                 probabilities.set_across::<MR>(query, scores);
                 score_gradients.set_across::<MR>(query, slopes);
                 hidden.set::<MR>(row, 0, slopes);
@@ -316,17 +184,10 @@ impl Task for BackwardTask<'_> {
             multiply::<S, MR, _>(simd, hidden, own, of_queries);
         }
         own.reset(queries, depth, panel);
-        (0..queries).for_each(|row| own.set_row(row, head.query(row)));
+        (0..queries).for_each(|row| own.set_row(row, head.queries.row(row)));
         multiply::<S, MR, _>(simd, score_gradients, own, of_keys);
-        (0..queries).for_each(|row| own.set_row(row, given(row)));
+        (0..queries).for_each(|row| own.set_row(row, gradient.row(row)));
         multiply::<S, MR, _>(simd, probabilities, own, of_values);
-    }
-}
-
-#[inline(always)]
-fn multiply_by(values: &mut [f32], factors: Option<&[f32]>) {
-    if let Some(factors) = factors {
-        values.iter_mut().zip(factors).for_each(|(value, factor)| *value *= factor);
     }
 }
 

@@ -4,16 +4,15 @@
 //! nothing of other rows and so stays in the cache: output, feed-forward part, and the projections to
 //! queries, keys and values of the next layer.
 
-use std::ops::Range;
-
 use pulp::Simd;
 use rayon::prelude::*;
 
 use super::{
-    kernel::{Task, product, run, tile_columns},
+    head::{self, Forward, Head},
+    kernel::{Task, run},
     last::{self, Last},
-    math::{Activation, Norm, exponentials, layer_norm, normalise},
-    packed::Packed,
+    math::{Activation, Norm, layer_norm, normalise},
+    packed::View,
     product::block_rows,
     rows::Rows,
     weight::{Input, Linear},
@@ -100,8 +99,6 @@ pub(super) fn starts(lengths: &[usize]) -> impl Iterator<Item = usize> {
 struct Scratch {
     rows: Input,
     hidden: Input,
-    keys: Packed,
-    values: Packed,
     line: Vec<f32>,
 }
 
@@ -172,89 +169,29 @@ fn set_rows<const MR: usize>(
 
 /// Attention of every sequence: `[heads, length, head_width]`.
 fn attend(layer: &Layer, packed: &[f32], lengths: &[usize], context: &mut [f32]) {
-    let columns = layer.projections.weight.columns();
-    let head_width = columns / 3 / layer.heads;
+    let stride = layer.projections.weight.columns();
+    let (width, columns) = (stride / 3, stride / 3 / layer.heads);
     let (mut packed, mut context) = (packed, context);
     let mut tasks = Vec::with_capacity(lengths.len() * layer.heads);
     for length in lengths {
-        let (sequence, rest) = packed.split_at(length * columns);
+        let (values, rest) = packed.split_at(length * stride);
         packed = rest;
         for head in 0..layer.heads {
-            let (out, rest) = context.split_at_mut(length * head_width);
+            let (out, rest) = context.split_at_mut(length * columns);
             context = rest;
-            tasks.push((sequence, head * head_width..(head + 1) * head_width, out));
-        }
-    }
-    tasks.into_par_iter().for_each_init(Scratch::default, |scratch, (packed, head, out)| {
-        run(Attend { packed, columns, head, out, scratch });
-    });
-}
-
-struct Attend<'a> {
-    /// `[length, 3 * width]`.
-    packed: &'a [f32],
-    columns: usize,
-    /// Columns of the queries.
-    head: Range<usize>,
-    /// `[length, head_width]`.
-    out: &'a mut [f32],
-    scratch: &'a mut Scratch,
-}
-
-impl Task for Attend<'_> {
-    #[inline(always)]
-    fn run<S: Simd, const MR: usize>(self, simd: S) {
-        let Self { packed, columns, head, out, scratch } = self;
-        let Scratch { rows, hidden, keys, values, line } = scratch;
-        let (rows, hidden) = (&mut rows.values, &mut hidden.values);
-        let (length, depth) = (packed.len() / columns, head.len());
-        let panel = tile_columns();
-        keys.reset(depth, length, panel);
-        values.reset(length, depth, panel);
-        for (index, row) in packed.chunks_exact(columns).enumerate() {
-            let part = |number: usize| &row[number * columns / 3..][head.clone()];
-            keys.set_column(index, part(1));
-            values.set_row(index, part(2));
-        }
-        let scale = 1.0 / (depth as f32).sqrt();
-        let all = (0..keys.panels(), 0..values.panels());
-        for (group, out) in out.chunks_mut(MR * depth).enumerate() {
-            let count = out.len() / depth;
-            rows.reset::<MR>(count, depth);
-            for index in 0..count {
-                let row = &packed[(group * MR + index) * columns..][head.clone()];
-                line.clear();
-                line.extend(row.iter().map(|x| x * scale));
-                rows.set::<MR>(index, 0, line);
-            }
-            hidden.reset::<MR>(count, length);
-            product::<S, MR, _>(
-                simd,
-                rows,
-                keys,
-                all.0.clone(),
-                0..depth,
-                #[inline(always)]
-                |row, first, sums| {
-                    hidden.set::<MR>(row, first, sums);
-                },
-            );
-            let totals = exponentials(hidden.blocks::<MR>(), length);
-            product::<S, MR, _>(
-                simd,
-                hidden,
+            let first = head * columns;
+            let [queries, keys, values] = [0, 1, 2].map(|number| View {
                 values,
-                all.1.clone(),
-                0..length,
-                #[inline(always)]
-                |row, first, sums| {
-                    let out = &mut out[row * depth + first..][..sums.len()];
-                    let factor = 1.0 / totals[row];
-                    out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum * factor);
-                },
-            );
+                stride,
+                first: number * width + first,
+                columns,
+            });
+            tasks.push((Head { queries, keys, values, dropout: None }, out));
         }
     }
+    tasks.into_par_iter().for_each_init(head::Scratch::default, |scratch, (head, out)| {
+        run(Forward { head, out, scratch });
+    });
 }
 
 /// The layer after another.

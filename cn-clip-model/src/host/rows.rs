@@ -75,6 +75,16 @@ impl Rows {
             block.iter_mut().zip(last).for_each(|(place, x)| *place = *x);
         }
     }
+
+    /// Copies a row.
+    #[inline(always)]
+    pub fn copy<const MR: usize>(&self, row: usize, out: &mut [f32]) {
+        let start = row / MR * self.group_size::<MR>() + row % MR * BLOCK;
+        let blocks = self.data[start..].chunks(MR * BLOCK);
+        for (out, block) in out.chunks_mut(BLOCK).zip(blocks) {
+            out.copy_from_slice(&block[..out.len()]);
+        }
+    }
 }
 
 impl Rows<true> {
@@ -106,6 +116,11 @@ mod tests {
             for part in [0..1, 1..3, 3..8, 8..9, 9..30, 30..37] {
                 by_row.set::<MR>(row, part.start, &line[part]);
             }
+        }
+        for row in 0..count {
+            let mut line = vec![0.0; depth];
+            by_row.copy::<MR>(row, &mut line);
+            assert!(line.iter().enumerate().all(|(place, x)| *x == value(row, place)));
         }
         for place in 0..depth {
             let line: Vec<f32> = (0..count).map(|row| value(row, place)).collect();
