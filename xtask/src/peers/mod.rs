@@ -151,9 +151,9 @@ fn persistent(setting: &Setting, case: &Case, alternations: usize) -> anyhow::Re
         .zip(errors)
         .map(|(contender, error)| Timing::new(*contender, error))
         .collect();
-    // The first turn is not counted. Its first pass opens files and fills caches, the second tells how
-    // long the work takes.
-    let mut passes = vec![2; workers.len()];
+    // The first turn is not counted. Its first pass opens files and fills caches; a second tells how long
+    // work takes of which a turn may do more than one pass.
+    let mut passes = vec![if case.slow { 1 } else { 2 }; workers.len()];
     for round in 0..=alternations {
         for turn in 0..workers.len() {
             let index = (turn + round) % workers.len();
