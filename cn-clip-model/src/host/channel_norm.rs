@@ -1,9 +1,8 @@
 //! Batch norm of rows of channels.
 
-use pulp::Arch;
 use rayon::prelude::*;
 
-use super::norm::each_row;
+use super::{kernel::vectorized, norm::each_row};
 
 /// Rows that are summed at a time.
 const ROWS: usize = 256;
@@ -188,7 +187,7 @@ fn sums(
         .enumerate()
         .map(|(index, rows)| {
             let mut sums = vec![0.0; width];
-            Arch::new().dispatch(
+            vectorized(
                 #[inline(always)]
                 || {
                     for (row, values) in rows.chunks_exact(channels).enumerate() {

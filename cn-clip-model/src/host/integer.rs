@@ -154,9 +154,12 @@ impl IntegerRows {
                 let pairs = largest.as_flattened_mut().iter_mut().zip(block.as_flattened());
                 pairs.for_each(|(bits, x)| *bits = larger(*bits, *x));
             }
-            let largest = largest.map(|places| places.into_iter().fold(0, u32::max));
-            self.scales.extend(largest.map(worth));
-            let factors = largest.map(|bits| [factor(bits); BLOCK]);
+            let mut factors = [[0.0; BLOCK]; MR];
+            for (factors, places) in factors.iter_mut().zip(&largest) {
+                let largest = places.iter().copied().fold(0, u32::max);
+                self.scales.push(worth(largest));
+                *factors = [factor(largest); BLOCK];
+            }
             let data = data.as_chunks_mut::<BLOCK>().0.as_chunks_mut::<MR>().0;
             for (block, values) in data.iter_mut().zip(values) {
                 let factors = factors.as_flattened().iter();

@@ -61,6 +61,21 @@ pub(super) fn run(task: impl Task) {
     Arch::new().dispatch(Chosen(task));
 }
 
+/// Runs work compiled for the widest vectors that the processor has. `Arch::dispatch` would take it by
+/// itself, but calls a closure as `FnOnce`, by a function that is not always inlined, and then is
+/// compiled for any processor.
+pub(super) fn vectorized(work: impl FnMut()) {
+    struct Work<F>(F);
+    impl<F: FnMut()> WithSimd for Work<F> {
+        type Output = ();
+        #[inline(always)]
+        fn with_simd<S: Simd>(mut self, _: S) {
+            (self.0)();
+        }
+    }
+    Arch::new().dispatch(Work(work));
+}
+
 /// Columns of a tile on this processor; 2 where it has no vectors.
 pub(super) fn tile_columns() -> usize {
     struct Columns;

@@ -149,15 +149,29 @@ impl Task for Attend<'_> {
         queries.values.reset::<MR>(count, depth);
         let scale = 1.0 / (depth as f32).sqrt();
         let Linear { weight, bias } = &head.queries;
-        weight.multiply::<S, MR>(simd, rows, 0..width, |row, first, sums| {
-            line.clear();
-            line.extend(sums.iter().zip(&bias[first..]).map(|(sum, bias)| (sum + bias) * scale));
-            queries.values.set::<MR>(row, first, line);
-        });
+        weight.multiply::<S, MR>(
+            simd,
+            rows,
+            0..width,
+            #[inline(always)]
+            |row, first, sums| {
+                line.clear();
+                line.extend(
+                    sums.iter().zip(&bias[first..]).map(|(sum, bias)| (sum + bias) * scale),
+                );
+                queries.values.set::<MR>(row, first, line);
+            },
+        );
         asked.resize(count * width, 0.0);
-        head.keys.multiply::<S, MR>(simd, queries, 0..depth, |row, first, sums| {
-            asked[row * width + first..][..sums.len()].copy_from_slice(sums);
-        });
+        head.keys.multiply::<S, MR>(
+            simd,
+            queries,
+            0..depth,
+            #[inline(always)]
+            |row, first, sums| {
+                asked[row * width + first..][..sums.len()].copy_from_slice(sums);
+            },
+        );
 
         line.resize(width, 0.0);
         let sequences = starts(lengths).zip(lengths).zip(asked.chunks_exact(width));
@@ -173,15 +187,23 @@ impl Task for Attend<'_> {
             let shares = scores.as_flattened().as_flattened();
             for (row, share) in x.chunks_exact(width).zip(shares) {
                 let share = share / total;
-                line.iter_mut().zip(row).for_each(|(mean, x)| *mean = x.mul_add(share, *mean));
+                for (mean, x) in line.iter_mut().zip(row) {
+                    *mean = x.mul_add(share, *mean);
+                }
             }
             rows.values.set::<MR>(index, 0, &line[..width]);
         }
         let Linear { weight, bias } = &head.values;
-        weight.multiply::<S, MR>(simd, rows, 0..width, |row, first, sums| {
-            let out = &mut out[row * depth + first..][..sums.len()];
-            let sums = sums.iter().zip(&bias[first..]);
-            out.iter_mut().zip(sums).for_each(|(out, (sum, bias))| *out = sum + bias);
-        });
+        weight.multiply::<S, MR>(
+            simd,
+            rows,
+            0..width,
+            #[inline(always)]
+            |row, first, sums| {
+                let out = &mut out[row * depth + first..][..sums.len()];
+                let sums = sums.iter().zip(&bias[first..]);
+                out.iter_mut().zip(sums).for_each(|(out, (sum, bias))| *out = sum + bias);
+            },
+        );
     }
 }

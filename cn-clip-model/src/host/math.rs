@@ -154,17 +154,28 @@ pub(super) fn exponentials<const ROWS: usize>(
             }
         }
     }
-    let largest = largest.map(|row| row.into_iter().fold(f32::NEG_INFINITY, f32::max));
+    let mut largest_of_rows = [f32::NEG_INFINITY; ROWS];
+    for (of_row, largest) in largest_of_rows.iter_mut().zip(&largest) {
+        for x in largest {
+            *of_row = if *x > *of_row { *x } else { *of_row };
+        }
+    }
     let mut sums = [[0.0; LANES]; ROWS];
     for block in blocks {
-        for ((row, sums), largest) in block.iter_mut().zip(&mut sums).zip(&largest) {
+        for ((row, sums), largest) in block.iter_mut().zip(&mut sums).zip(&largest_of_rows) {
             for (x, sum) in row.iter_mut().zip(sums) {
                 *x = exp(*x - largest);
                 *sum += *x;
             }
         }
     }
-    sums.map(|row| row.iter().sum())
+    let mut totals = [0.0; ROWS];
+    for (total, sums) in totals.iter_mut().zip(&sums) {
+        for sum in sums {
+            *total += sum;
+        }
+    }
+    totals
 }
 
 /// Sum of a function of two rows of the same length.

@@ -3,10 +3,12 @@
 
 use std::ops::Range;
 
-use pulp::Arch;
 use rayon::prelude::*;
 
-use super::math::{Norm, layer_norm, moments, normalised, sum};
+use super::{
+    kernel::vectorized,
+    math::{Norm, layer_norm, moments, normalised, sum},
+};
 
 /// Rows of a task.
 const ROWS: usize = 16;
@@ -20,7 +22,7 @@ pub(super) fn each_row(
     change: impl Fn(usize, &mut [f32]) + Sync,
 ) {
     values.par_chunks_mut(ROWS * width.max(1)).enumerate().for_each(|(index, rows)| {
-        Arch::new().dispatch(
+        vectorized(
             #[inline(always)]
             || {
                 for (row, values) in rows.chunks_exact_mut(width).enumerate() {
@@ -52,7 +54,7 @@ impl Norm<&[f32]> {
         chunks
             .flat_map_iter(|rows| {
                 let mut found = [(0.0, 0.0); ROWS];
-                Arch::new().dispatch(
+                vectorized(
                     #[inline(always)]
                     || {
                         for (found, row) in found.iter_mut().zip(rows.chunks_exact(width)) {
@@ -165,7 +167,7 @@ impl Norm<&[f32]> {
         let (mut scale, mut shift) = (vec![0.0; width], vec![0.0; width]);
         let chunks = scale.par_chunks_mut(COLUMNS).zip(shift.par_chunks_mut(COLUMNS)).enumerate();
         chunks.for_each(|(index, (scale, shift))| {
-            Arch::new().dispatch(
+            vectorized(
                 #[inline(always)]
                 || {
                     let columns = index * COLUMNS..index * COLUMNS + scale.len();
@@ -181,7 +183,7 @@ impl Norm<&[f32]> {
                         }
                     }
                     let totals = of_scale.iter().zip(&*of_shift);
-                    for ((scale, shift), totals) in scale.iter_mut().zip(shift).zip(totals) {
+                    for ((scale, shift), totals) in scale.iter_mut().zip(&mut *shift).zip(totals) {
                         (*scale, *shift) = (*totals.0 as f32, *totals.1 as f32);
                     }
                 },

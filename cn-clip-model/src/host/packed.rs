@@ -2,10 +2,9 @@
 
 use std::ops::Range;
 
-use pulp::Arch;
 use rayon::prelude::*;
 
-use super::kernel::tile_columns;
+use super::kernel::{tile_columns, vectorized};
 
 /// Some columns of a row-major matrix.
 #[derive(Debug, Clone, Copy)]
@@ -109,7 +108,7 @@ impl Packed {
         (self.depth, self.columns, self.panel) = (depth, columns, tile_columns());
         self.data.resize(self.panels() * self.panel * depth, 0.0);
         self.each_panel(|range, width, panel| {
-            Arch::new().dispatch(
+            vectorized(
                 #[inline(always)]
                 || {
                     for (row, values) in panel.chunks_exact_mut(width).enumerate() {
@@ -124,7 +123,7 @@ impl Packed {
     pub fn add_column_sums(&self, totals: &mut [f64]) {
         let (width, size) = (self.panel.max(1), (self.panel * self.depth).max(1));
         totals.par_chunks_mut(width).zip(self.data.par_chunks(size)).for_each(|(totals, panel)| {
-            Arch::new().dispatch(
+            vectorized(
                 #[inline(always)]
                 || {
                     for row in panel.chunks_exact(width) {
