@@ -11,9 +11,9 @@ use rayon::prelude::*;
 
 use super::{
     integer_tile::tile,
-    kernel::{Height, Line, MIDDLE, MOST_COLUMNS, SMALL, each_pair, tile_columns},
+    kernel::{Height, Line, MOST_COLUMNS, each_pair, tile_columns},
     packed::{View, side_by_side},
-    rows::{BLOCK, Rows},
+    rows::{BLOCK, Rows, each_group},
 };
 
 /// Largest whole number.
@@ -112,8 +112,12 @@ impl Integers {
                 let scales = &self.scales[first..][..width];
                 let of_rows = &rows.scales[pair.first_row..][..pair.count];
                 let sums: [Line; MR] = match pair.height::<MR>() {
-                    Height::Small => tile::<MR, SMALL>(&pair, width),
-                    Height::Middle => tile::<MR, MIDDLE>(&pair, width),
+                    Height::Four => tile::<MR, 4>(&pair, width),
+                    Height::Five => tile::<MR, 5>(&pair, width),
+                    Height::Eight => tile::<MR, 8>(&pair, width),
+                    Height::Nine => tile::<MR, 9>(&pair, width),
+                    Height::Ten => tile::<MR, 10>(&pair, width),
+                    Height::Eleven => tile::<MR, 11>(&pair, width),
                     Height::Full => tile::<MR, MR>(&pair, width),
                 };
                 for (row, (mut sums, scale)) in sums.into_iter().zip(of_rows).enumerate() {
@@ -146,7 +150,7 @@ impl IntegerRows {
         self.data.resize(rows.count().div_ceil(MR) * size, 0);
         self.scales.clear();
         let groups = self.data.chunks_exact_mut(size.max(1)).zip(rows.groups::<MR>());
-        for (data, values) in groups {
+        for ((data, values), range) in groups.zip(each_group::<MR>(rows.count())) {
             let values = values.as_chunks::<BLOCK>().0.as_chunks::<MR>().0;
             // Place by place, so that blocks are whole vectors.
             let mut largest = [[0; BLOCK]; MR];
@@ -155,7 +159,7 @@ impl IntegerRows {
                 pairs.for_each(|(bits, x)| *bits = larger(*bits, *x));
             }
             let mut factors = [[0.0; BLOCK]; MR];
-            for (factors, places) in factors.iter_mut().zip(&largest) {
+            for (factors, places) in factors.iter_mut().zip(&largest).take(range.len()) {
                 let largest = places.iter().copied().fold(0, u32::max);
                 self.scales.push(worth(largest));
                 *factors = [factor(largest); BLOCK];
@@ -167,7 +171,6 @@ impl IntegerRows {
                 pairs.zip(factors).for_each(|((place, x), factor)| *place = round(x * factor));
             }
         }
-        self.scales.truncate(rows.count());
     }
 }
 

@@ -198,7 +198,7 @@ mod vectors {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::kernel::SMALL, *};
+    use super::*;
 
     #[test]
     fn every_processor_adds_the_same() {
@@ -214,8 +214,8 @@ mod tests {
                 let pair =
                     Pair { first_row: 0, count: MR, panel: 0, rows, weights, ahead: weights };
                 assert_eq!(tile::<MR, MR>(&pair, width), expected, "{pairs}");
-                let few = tile::<MR, SMALL>(&pair, width);
-                assert_eq!(few[..SMALL], expected[..SMALL], "some rows: {pairs}");
+                let few = tile::<MR, 4>(&pair, width);
+                assert_eq!(few[..4], expected[..4], "some rows: {pairs}");
                 #[cfg(target_arch = "x86_64")]
                 if let (32, Some(simd)) = (width, pulp::x86::V4::try_new()) {
                     let found = vectors::pairwise::<MR, MR>(simd, &pair);

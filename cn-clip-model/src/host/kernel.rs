@@ -10,18 +10,13 @@ use pulp::{Arch, Simd, WithSimd, bytemuck::cast_slice};
 
 use super::{
     packed::Packed,
-    rows::{BLOCK, Rows},
+    rows::{BLOCK, Rows, each_group},
 };
 
 /// Vectors of a tile's row.
 const VECTORS: usize = 2;
 /// Fewest floats of a vector with which the kernels are worth it.
 const LEAST_LANES: usize = 4;
-/// Rows of the smallest tile of a group that is not full; their sums are as many as the processor has
-/// multiply-adds under way.
-pub(super) const SMALL: usize = 4;
-/// Rows of the next, if a full one has more.
-pub(super) const MIDDLE: usize = 2 * SMALL;
 /// Most columns of a tile.
 pub(super) const MOST_COLUMNS: usize = 32;
 /// Bytes of a cache line.
@@ -118,8 +113,12 @@ pub(super) fn product<S: Simd, const MR: usize, const ACROSS: bool>(
             let first = pair.panel * width;
             let columns = width.min(weight.columns - first);
             let lines = match pair.height::<MR>() {
-                Height::Small => simd.vectorize(Tile::<MR, SMALL, ACROSS>(&pair)),
-                Height::Middle => simd.vectorize(Tile::<MR, MIDDLE, ACROSS>(&pair)),
+                Height::Four => simd.vectorize(Tile::<MR, 4, ACROSS>(&pair)),
+                Height::Five => simd.vectorize(Tile::<MR, 5, ACROSS>(&pair)),
+                Height::Eight => simd.vectorize(Tile::<MR, 8, ACROSS>(&pair)),
+                Height::Nine => simd.vectorize(Tile::<MR, 9, ACROSS>(&pair)),
+                Height::Ten => simd.vectorize(Tile::<MR, 10, ACROSS>(&pair)),
+                Height::Eleven => simd.vectorize(Tile::<MR, 11, ACROSS>(&pair)),
                 Height::Full => simd.vectorize(Tile::<MR, MR, ACROSS>(&pair)),
             };
             for (row, sums) in lines.iter().enumerate().take(pair.count) {
@@ -142,12 +141,16 @@ pub(super) struct Pair<'a, R, W> {
     pub ahead: &'a [W],
 }
 
-/// Rows of a tile.
+/// Rows of a tile. Fewer than four take as long: their sums are as many as the processor has
+/// multiply-adds under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Height {
-    /// [`SMALL`].
-    Small,
-    /// [`MIDDLE`].
-    Middle,
+    Four,
+    Five,
+    Eight,
+    Nine,
+    Ten,
+    Eleven,
     /// As many as a group can have.
     Full,
 }
@@ -156,12 +159,14 @@ impl<R, W> Pair<'_, R, W> {
     /// The smallest tile that has the rows that are there.
     #[inline(always)]
     pub fn height<const MR: usize>(&self) -> Height {
-        if MR > SMALL && self.count <= SMALL {
-            Height::Small
-        } else if MR > MIDDLE && self.count <= MIDDLE {
-            Height::Middle
-        } else {
-            Height::Full
+        match self.count {
+            ..=4 if MR > 4 => Height::Four,
+            5 if MR == 6 => Height::Five,
+            ..=8 if MR > 8 => Height::Eight,
+            9 if MR > 9 => Height::Nine,
+            10 if MR > 10 => Height::Ten,
+            11 if MR > 11 => Height::Eleven,
+            _ => Height::Full,
         }
     }
 }
@@ -181,9 +186,9 @@ pub(super) fn each_pair<'a, const MR: usize, R: 'a, W: 'a>(
         let weights = part(panel);
         let next = if far && panel + 1 < panels.end { part(panel + 1) } else { &[] };
         let mut ahead = shares(next, groups.len());
-        for (rows, first_row) in groups.clone().zip((0..count).step_by(MR)) {
+        for (rows, range) in groups.clone().zip(each_group::<MR>(count)) {
             let ahead = ahead.next().unwrap_or_default();
-            let count = MR.min(count - first_row);
+            let (first_row, count) = (range.start, range.len());
             each(Pair { first_row, count, panel, rows, weights, ahead });
         }
     }

@@ -6,7 +6,7 @@ use pulp::Simd;
 use rayon::prelude::*;
 
 use super::{
-    kernel::{SMALL, Task, product, run},
+    kernel::{Task, product, run},
     packed::Packed,
     rows::Rows,
 };
@@ -21,7 +21,7 @@ const BLOCK_ACROSS: usize = 640;
 /// Rows of a task: all threads get about equally many.
 pub(super) fn block_rows(rows: usize) -> usize {
     let tasks = rows.div_ceil(BLOCK_ROWS).next_multiple_of(rayon::current_num_threads());
-    rows.div_ceil(tasks).next_multiple_of(SMALL).clamp(1, BLOCK_ROWS)
+    rows.div_ceil(tasks).clamp(1, BLOCK_ROWS)
 }
 
 /// Length of equal parts, none longer than `most`.

@@ -1,19 +1,32 @@
 //! Rows in the order in which products read them.
 
-use std::slice::ChunksExact;
+use std::{ops::Range, slice::ChunksExact};
 
 /// Places of the depth of a block: a cache line, which is the widest vector, so that rows are set by
 /// whole ones.
 pub(super) const BLOCK: usize = 16;
 
-/// Rows in groups of `MR`, the depth of each group in blocks: `[groups][blocks][MR][BLOCK]`, so that
-/// values of a row are set as they lie; `ACROSS`, `[groups][blocks][BLOCK][MR]`, so that values of
+/// Rows in groups of at most `MR`, the depth of each group in blocks: `[groups][blocks][MR][BLOCK]`, so
+/// that values of a row are set as they lie; `ACROSS`, `[groups][blocks][BLOCK][MR]`, so that values of
 /// all rows at a place of the depth are. What is missing at the ends is zero.
 #[derive(Default)]
 pub(super) struct Rows<const ACROSS: bool = false> {
     data: Vec<f32>,
+    /// Where each row begins.
+    starts: Vec<usize>,
     count: usize,
     depth: usize,
+}
+
+/// The rows of each group of at most `MR`: all groups have as many, or one more.
+#[inline(always)]
+pub(super) fn each_group<const MR: usize>(
+    count: usize,
+) -> impl Iterator<Item = Range<usize>> + Clone {
+    let groups = count.div_ceil(MR);
+    let (rows, more) = (count / groups.max(1), count % groups.max(1));
+    let start = move |group: usize| group * rows + group.min(more);
+    (0..groups).map(move |group| start(group)..start(group + 1))
 }
 
 impl<const ACROSS: bool> Rows<ACROSS> {
@@ -27,6 +40,11 @@ impl<const ACROSS: bool> Rows<ACROSS> {
             let size = count.div_ceil(MR) * self.group_size::<MR>();
             self.data.clear();
             self.data.resize(size, 0.0);
+            self.starts.clear();
+            for (group, rows) in each_group::<MR>(count).enumerate() {
+                let first = group * self.group_size::<MR>();
+                self.starts.extend((0..rows.len()).map(|row| first + row * BLOCK));
+            }
         }
     }
 
@@ -58,7 +76,7 @@ impl Rows {
     /// Sets values of a row from `first` on.
     #[inline(always)]
     pub fn set<const MR: usize>(&mut self, row: usize, first: usize, values: &[f32]) {
-        let start = row / MR * self.group_size::<MR>() + row % MR * BLOCK;
+        let start = self.starts[row];
         let (mut rest, within) = (values, first % BLOCK);
         if within > 0 {
             let (values, after) = values.split_at(values.len().min(BLOCK - within));
@@ -79,7 +97,7 @@ impl Rows {
     /// Copies a row.
     #[inline(always)]
     pub fn copy<const MR: usize>(&self, row: usize, out: &mut [f32]) {
-        let start = row / MR * self.group_size::<MR>() + row % MR * BLOCK;
+        let start = self.starts[row];
         let blocks = self.data[start..].chunks(MR * BLOCK);
         for (out, block) in out.chunks_mut(BLOCK).zip(blocks) {
             out.copy_from_slice(&block[..out.len()]);
@@ -92,8 +110,9 @@ impl Rows<true> {
     #[inline(always)]
     pub fn set_across<const MR: usize>(&mut self, place: usize, values: &[f32]) {
         let size = self.group_size::<MR>().max(1);
-        for (group, values) in self.data.chunks_exact_mut(size).zip(values.chunks(MR)) {
-            group[place * MR..][..values.len()].copy_from_slice(values);
+        let groups = each_group::<MR>(self.count);
+        for (group, rows) in self.data.chunks_exact_mut(size).zip(groups) {
+            group[place * MR..][..rows.len()].copy_from_slice(&values[rows]);
         }
     }
 }
@@ -101,6 +120,21 @@ impl Rows<true> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn groups_are_equally_large() {
+        for count in 0..60 {
+            let groups: Vec<_> = each_group::<12>(count).collect();
+            assert_eq!(groups.len(), count.div_ceil(12));
+            assert_eq!(
+                groups.iter().cloned().flatten().collect::<Vec<_>>(),
+                Vec::from_iter(0..count)
+            );
+            let sizes = groups.iter().map(Range::len);
+            let (least, most) = (sizes.clone().min().unwrap_or(0), sizes.max().unwrap_or(0));
+            assert!(most <= 12 && most - least <= 1, "{count}");
+        }
+    }
 
     #[test]
     fn both_orders_hold_the_same_rows() {
@@ -129,10 +163,11 @@ mod tests {
         for (group, (by_row, across)) in
             by_row.groups::<MR>().zip(across.groups::<MR>()).enumerate()
         {
+            let rows = [0..4, 4..8][group].clone();
             for (index, across) in across.iter().enumerate() {
                 let (row, place) = (index % MR, index / MR);
-                let inside = group * MR + row < count && place < depth;
-                let expected = if inside { value(group * MR + row, place) } else { 0.0 };
+                let inside = row < rows.len() && place < depth;
+                let expected = if inside { value(rows.start + row, place) } else { 0.0 };
                 assert_eq!(*across, expected);
                 let (block, place) = (place / BLOCK, place % BLOCK);
                 assert_eq!(by_row[(block * MR + row) * BLOCK + place], expected);
