@@ -22,7 +22,9 @@ pub(super) fn tile<const MR: usize, const COUNT: usize>(
 
         const WIDE: usize = 32;
         const NARROW: usize = 16;
-        if width == WIDE {
+        const NARROW_ROWS: usize = 6;
+        // Where vectors are wide a tile has more rows, so the code for the others is left out.
+        if MR > NARROW_ROWS && width == WIDE {
             if let Some(simd) = vectors::Vnni::try_new() {
                 return vectors::vnni::<MR, COUNT>(simd, pair);
             }
@@ -30,7 +32,9 @@ pub(super) fn tile<const MR: usize, const COUNT: usize>(
                 return vectors::pairwise::<MR, COUNT>(simd, pair);
             }
         }
-        if let (NARROW, Some(simd)) = (width, V3::try_new()) {
+        if MR <= NARROW_ROWS
+            && let (NARROW, Some(simd)) = (width, V3::try_new())
+        {
             return vectors::narrow::<MR, COUNT>(simd, pair);
         }
     }
