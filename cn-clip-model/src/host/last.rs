@@ -21,13 +21,13 @@ use super::{
 /// The last layer.
 #[derive(Debug)]
 pub(super) struct Last {
-    pub heads: Vec<Head>,
+    pub heads: Vec<LastHead>,
     pub block: Block,
 }
 
 /// Attention of a head.
 #[derive(Debug)]
-pub(super) struct Head {
+pub(super) struct LastHead {
     /// Width to head width.
     queries: Linear,
     /// Transposed: head width to width.
@@ -36,7 +36,7 @@ pub(super) struct Head {
     values: Linear,
 }
 
-impl Head {
+impl LastHead {
     /// Of the columns of this head in the projections to queries, keys and values, with the bias of
     /// the first and the last.
     pub fn new(
@@ -125,7 +125,7 @@ struct Scratch {
 }
 
 struct Attend<'a> {
-    head: &'a Head,
+    head: &'a LastHead,
     /// `[rows, width]` of all sequences.
     rows: &'a [f32],
     width: usize,

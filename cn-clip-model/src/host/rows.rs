@@ -18,7 +18,7 @@ pub(super) struct Rows<const ACROSS: bool = false> {
     depth: usize,
 }
 
-/// The rows of each group of at most `MR`: all groups have as many, or one more.
+/// The rows of each group of at most `MR`: all have as many, or the first ones one more.
 #[inline(always)]
 pub(super) fn each_group<const MR: usize>(
     count: usize,

@@ -10,7 +10,7 @@ use burn::{
 use super::{
     integer,
     kernel::has_vectors,
-    last::{Head, Last},
+    last::{Last, LastHead},
     layer::{Block, Layer, Layers, Order, first_rows},
     math::{Activation, Norm},
     packed::{Packed, View},
@@ -187,7 +187,7 @@ impl Parts<'_> {
                 ..view
             });
             let bias = [queries, values].map(|(_, bias)| &bias[first..][..columns]);
-            Head::new(weights, bias, self.numbers)
+            LastHead::new(weights, bias, self.numbers)
         };
         Some(Last { heads: (0..kind.heads).map(head).collect(), block: self.block(kind)? })
     }
