@@ -48,6 +48,14 @@ fn kernels_compute_what_burn_does() {
     }
 }
 
+#[test]
+fn an_empty_batch_has_no_features() {
+    let device = Device::flex();
+    let model = Clip::init(&config(16, 2, 2), &device, 3);
+    let found = by_kernels(&model, pixels(0, &device), tokens(&[], &device));
+    assert!(found.iter().all(Vec::is_empty));
+}
+
 /// Padding that is no padding, and a text of padding alone, go by Burn. Of the latter all scores
 /// are some -10,000, in single precision off by a thousandth.
 #[test]

@@ -12,8 +12,8 @@ use super::{
     kernel::{Task, run},
     layer::{Block, Order, finish, starts},
     math::{Norm, exponentials, layer_norm, sum},
+    norm::each_row,
     packed::View,
-    product::block_rows,
     rows::BLOCK,
     weight::{Input, Linear, Numbers, Weight},
 };
@@ -89,27 +89,13 @@ fn select_first(x: &[f32], lengths: &[usize], width: usize) -> Vec<f32> {
 fn normalise(x: &[f32], norm: &Norm) -> Vec<f32> {
     let width = norm.scale.len();
     let mut out = vec![0.0; x.len()];
-    let block = block_rows(x.len() / width) * width;
-    x.par_chunks(block).zip(out.par_chunks_mut(block)).for_each(|(x, out)| {
-        run(Normalise { x, norm, out });
-    });
+    each_row(
+        &mut out,
+        width,
+        #[inline(always)]
+        |index, out| layer_norm(&x[index * width..][..width], norm, out),
+    );
     out
-}
-
-struct Normalise<'a> {
-    x: &'a [f32],
-    norm: &'a Norm,
-    out: &'a mut [f32],
-}
-
-impl Task for Normalise<'_> {
-    #[inline(always)]
-    fn run<S: Simd, const MR: usize>(self, _: S) {
-        let Self { x, norm, out } = self;
-        let width = norm.scale.len();
-        let rows = x.chunks_exact(width).zip(out.chunks_exact_mut(width));
-        rows.for_each(|(row, out)| layer_norm(row, norm, out));
-    }
 }
 
 /// Scratch memory of a task.

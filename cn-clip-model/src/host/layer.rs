@@ -71,9 +71,6 @@ impl Block {
 /// each.
 pub(super) fn first_rows(layers: &Layers, mut x: Vec<f32>, lengths: &[usize]) -> Vec<f32> {
     let Layers { all_but_last, last } = layers;
-    if x.is_empty() {
-        return x;
-    }
     if let Some(first) = all_but_last.first() {
         let mut packed = vec![0.0; x.len() * 3];
         let mut context = vec![0.0; x.len()];

@@ -20,7 +20,7 @@ const BLOCK_ACROSS: usize = 640;
 
 /// Rows of a task: all threads get about equally many.
 pub(super) fn block_rows(rows: usize) -> usize {
-    let tasks = rows.div_ceil(BLOCK_ROWS).next_multiple_of(rayon::current_num_threads());
+    let tasks = rows.div_ceil(BLOCK_ROWS).max(1).next_multiple_of(rayon::current_num_threads());
     rows.div_ceil(tasks).clamp(1, BLOCK_ROWS)
 }
 
@@ -235,6 +235,14 @@ mod tests {
             for (column, sum) in sums.iter().enumerate() {
                 assert_eq!(*sum, (0..count).map(|row| value(row, column, 2)).sum::<f32>());
             }
+        }
+    }
+
+    #[test]
+    fn tasks_have_rows_and_are_no_larger_than_the_cache() {
+        for rows in [0, 1, 2, 107, 108, 109, 197, 1576, 6304] {
+            let block = block_rows(rows);
+            assert!((1..=BLOCK_ROWS).contains(&block), "{rows}: {block}");
         }
     }
 
