@@ -3,7 +3,7 @@
 
 use std::f64::consts::FRAC_1_SQRT_2;
 
-use burn::tensor::{Tensor, activation};
+use burn::tensor::{DType, Device, Int, Tensor, activation};
 
 use crate::precision::in_fp32;
 
@@ -18,9 +18,17 @@ pub(crate) fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     }
 }
 
+/// `0, 1, ..., elements - 1` in 32 bits without sign.
+///
+/// With fusion, Burn counts from 1 and adds the start less a step, which for a start of 0 is a number
+/// that has a sign: it panics.
+pub(crate) fn count(elements: usize, device: &Device) -> Tensor<1, Int> {
+    Tensor::arange(1..elements as i64 + 1, (device, DType::U32)).sub_scalar(1)
+}
+
 #[cfg(test)]
 mod tests {
-    use burn::tensor::{DType, Device, TensorData};
+    use burn::tensor::TensorData;
 
     use super::*;
 
@@ -44,6 +52,15 @@ mod tests {
             assert!((y - at(*x)).abs() < 1e-12, "{x}: {y}");
             let expected = (at(x + step) - at(x - step)) / (2.0 * step);
             assert!((gradient - expected).abs() < 1e-7, "{x}: {gradient} {expected}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_counted_from_zero() {
+        for elements in [0, 1, 5] {
+            let numbers = count(elements, &Device::default()).into_data();
+            assert_eq!(numbers.dtype(), DType::U32);
+            assert_eq!(numbers.try_into_vec::<u32>().unwrap(), Vec::from_iter(0..elements as u32));
         }
     }
 }

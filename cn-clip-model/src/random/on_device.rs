@@ -4,6 +4,7 @@
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use super::{Dropout, FACTORS, POSITION_STRIDE, SHIFTS};
+use crate::workarounds::count;
 
 /// Numbers of elements and what is made of them are of 32 bits without sign.
 type Words<const D: usize> = Tensor<D, Int>;
@@ -19,10 +20,6 @@ pub(super) fn attention_counters([heads, queries, keys]: [usize; 3], device: &De
     let queries = count(queries, device).reshape([1, 1, queries, 1]);
     let rows = heads.mul_scalar(POSITION_STRIDE) + queries;
     rows.mul_scalar(POSITION_STRIDE) + count(keys, device).reshape([1, 1, 1, keys])
-}
-
-fn count(elements: usize, device: &Device) -> Words<1> {
-    Tensor::arange(0..elements as i64, (device, DType::U32))
 }
 
 impl Dropout {

@@ -29,7 +29,7 @@ use serde::Serialize;
 
 use checks::{CHECKS, Check, Place};
 use golden::Errors;
-use tolerance::tolerance;
+use tolerance::{multiplies_fp32, tolerance};
 
 /// Flags of `cargo xtask parity`.
 #[derive(Debug, Args)]
@@ -133,7 +133,7 @@ fn measure(
     // Backends report what they cannot do by panics.
     let found = catch_unwind(AssertUnwindSafe(|| (check.run)(&place)));
     let (error, at) = match found {
-        Ok(errors) => judge(&errors, precision),
+        Ok(errors) => judge(&errors, multiplies_fp32(precision, spec.kind())),
         Err(panic) => (None, message(&*panic)),
     };
     Outcome {
@@ -146,11 +146,11 @@ fn measure(
     }
 }
 
-/// In 32 bits the largest error of a tensor; in 16, where single small tensors are mostly rounding,
-/// that of all of them together.
-fn judge(errors: &Errors, precision: Precision) -> (Option<f32>, String) {
-    match (precision, errors.worst()) {
-        (Precision::Fp32, (name, error)) => (Some(error), name.to_string()),
+/// Where products are of whole 32-bit floats the largest error of a tensor; elsewhere, where single
+/// small tensors are mostly rounding, that of all of them together.
+fn judge(errors: &Errors, whole: bool) -> (Option<f32>, String) {
+    match (whole, errors.worst()) {
+        (true, (name, error)) => (Some(error), name.to_string()),
         (_, (_, error)) if !error.is_finite() => (Some(error), "not finite".to_string()),
         _ => (Some(errors.overall()), "all tensors together".to_string()),
     }
@@ -159,8 +159,9 @@ fn judge(errors: &Errors, precision: Precision) -> (Option<f32>, String) {
 fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("panicked");
-    let line = text.lines().next().unwrap_or_default();
-    format!("panicked: {line}")
+    // The cause is in the last line.
+    let text: Vec<&str> = text.lines().map(str::trim).collect();
+    format!("panicked: {}", text.join(" "))
 }
 
 #[cfg(test)]
@@ -205,14 +206,17 @@ mod tests {
         let checks = [
             Check::new("wrong", forward, wrong),
             Check::new("nan", forward, infinite),
-            Check::new("panic", forward, |_| panic!("no kernel")).fp32(),
+            Check::new("panic", forward, |_| panic!("no kernel\n  for such shapes")).fp32(),
             Check::new("empty", forward, |_| Errors::default()).fp32(),
         ];
         let outcomes = outcomes(&checks);
         assert!(outcomes.iter().all(|outcome| !outcome.holds()), "{outcomes:?}");
         assert_eq!(outcomes[0].at, "wrong");
         assert!((outcomes[0].error.unwrap() - 0.05).abs() < 1e-6);
-        assert_eq!((outcomes[2].error, &*outcomes[2].at), (None, "panicked: no kernel"));
+        assert_eq!(
+            (outcomes[2].error, &*outcomes[2].at),
+            (None, "panicked: no kernel for such shapes")
+        );
         assert!(outcomes[2].line().contains("FAILS"));
         let error = verdict(&outcomes).unwrap_err().to_string();
         assert!(error.contains("wrong, nan, panic, empty"), "{error}");
