@@ -29,7 +29,7 @@ use serde::Serialize;
 
 use checks::{CHECKS, Check, Place};
 use golden::Errors;
-use tolerance::{multiplies_fp32, tolerance};
+use tolerance::tolerance;
 
 /// Flags of `cargo xtask parity`.
 #[derive(Debug, Args)]
@@ -133,7 +133,7 @@ fn measure(
     // Backends report what they cannot do by panics.
     let found = catch_unwind(AssertUnwindSafe(|| (check.run)(&place)));
     let (error, at) = match found {
-        Ok(errors) => judge(&errors, multiplies_fp32(precision, spec.kind())),
+        Ok(errors) => judge(&errors, precision),
         Err(panic) => (None, message(&*panic)),
     };
     Outcome {
@@ -146,11 +146,11 @@ fn measure(
     }
 }
 
-/// Where products are of whole 32-bit floats the largest error of a tensor; elsewhere, where single
-/// small tensors are mostly rounding, that of all of them together.
-fn judge(errors: &Errors, whole: bool) -> (Option<f32>, String) {
-    match (whole, errors.worst()) {
-        (true, (name, error)) => (Some(error), name.to_string()),
+/// In 32 bits the largest error of a tensor; in 16, where single small tensors are mostly rounding,
+/// that of all of them together.
+fn judge(errors: &Errors, precision: Precision) -> (Option<f32>, String) {
+    match (precision, errors.worst()) {
+        (Precision::Fp32, (name, error)) => (Some(error), name.to_string()),
         (_, (_, error)) if !error.is_finite() => (Some(error), "not finite".to_string()),
         _ => (Some(errors.overall()), "all tensors together".to_string()),
     }
