@@ -2,11 +2,12 @@
 
 import argparse
 import json
-import resource
 import time
 
 import faiss
 import numpy
+
+import memory
 
 
 def read(path, key):
@@ -41,8 +42,7 @@ def main():
         for query, row in zip(query_ids, found):
             line = {"text_id": int(query), "image_ids": [int(ids[hit]) for hit in row]}
             file.write(json.dumps(line) + "\n")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"seconds": [seconds], "peak_mib": peak}))
+    print(json.dumps({"seconds": [seconds], "peak_mib": memory.peak_mib()}))
 
 
 main()

@@ -4,11 +4,12 @@ import argparse
 import functools
 import json
 import os
-import resource
 import sys
 import time
 
 import numpy
+
+import memory
 
 BATCH = 64
 
@@ -204,8 +205,7 @@ def main():
             numpy.concatenate([numpy.ravel(part) for part in result]).astype(numpy.float32).tofile(
                 request["output"]
             )
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps({"seconds": seconds, "peak_mib": peak}), flush=True)
+        print(json.dumps({"seconds": seconds, "peak_mib": memory.peak_mib()}), flush=True)
 
 
 main()

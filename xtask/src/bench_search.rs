@@ -192,6 +192,7 @@ impl SearchArgs {
             command.arg("--predictions").arg(predictions("ours"));
             timed(command, &mut ours, &mut ours_process)?;
             let mut command = Command::new(python);
+            command.env("PYTHONDONTWRITEBYTECODE", "1");
             let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/search.py");
             command.arg(script).arg("--queries").arg(query_file).arg("--candidates");
             command.arg(candidate_file).arg("--output").arg(predictions("faiss"));
