@@ -22,7 +22,7 @@ use cn_clip_eval::{
 use cn_clip_train::metrics::peak_memory_mib;
 use serde::Serialize;
 
-use crate::peers::{Measured, environment, median};
+use crate::peers::{Measured, environment, median, script};
 
 /// The peer.
 const PACKAGES: [&str; 2] = ["faiss-cpu", "numpy"];
@@ -191,11 +191,9 @@ impl SearchArgs {
             command.arg("--candidate-file").arg(candidate_file);
             command.arg("--predictions").arg(predictions("ours"));
             timed(command, &mut ours, &mut ours_process)?;
-            let mut command = Command::new(python);
-            command.env("PYTHONDONTWRITEBYTECODE", "1");
-            let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/search.py");
-            command.arg(script).arg("--queries").arg(query_file).arg("--candidates");
-            command.arg(candidate_file).arg("--output").arg(predictions("faiss"));
+            let mut command = script(python, "search.py");
+            command.arg("--queries").arg(query_file).arg("--candidates").arg(candidate_file);
+            command.arg("--output").arg(predictions("faiss"));
             command.args([format!("--top-k={TOP_K}"), format!("--threads={threads}")]);
             timed(command, &mut faiss, &mut faiss_process)?;
         }

@@ -3,7 +3,6 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use anyhow::{Context, ensure};
@@ -78,9 +77,7 @@ pub fn prepare(setting: &Setting) -> anyhow::Result<()> {
         checkpoint::save(&weights, &model, &Progress::default(), None)?;
     }
     check(
-        Command::new(&setting.python)
-            .env("PYTHONDONTWRITEBYTECODE", "1")
-            .arg(script("prepare.py"))
+        script(&setting.python, "prepare.py")
             .arg("--directory")
             .arg(directory)
             .arg(format!("--pictures={PICTURES}")),

@@ -233,9 +233,12 @@ fn own() -> anyhow::Result<PathBuf> {
     env::current_exe().context("finding this program")
 }
 
-/// The file of one of the scripts.
-fn script(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("peers").join(name)
+/// One of the scripts, to be given its flags; it leaves no files beside itself.
+pub fn script(python: &Path, name: &str) -> Command {
+    let mut command = Command::new(python);
+    command.env("PYTHONDONTWRITEBYTECODE", "1");
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("peers").join(name));
+    command
 }
 
 /// The middle value, or the mean of the two in the middle.

@@ -108,8 +108,7 @@ pub fn command(setting: &Setting, contender: Contender) -> anyhow::Result<Comman
             command
         }
         _ => {
-            let mut command = Command::new(&setting.python);
-            command.env("PYTHONDONTWRITEBYTECODE", "1").arg(script("worker.py"));
+            let mut command = script(&setting.python, "worker.py");
             command.arg(format!("--contender={contender}"));
             command.arg(format!("--threads={}", setting.threads));
             command
