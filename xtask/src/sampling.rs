@@ -1,18 +1,18 @@
 //! Samples of `perf record`, told apart by the machine code that they fell on.
 //!
 //! Matrix products are inlined into the tasks of the layers, so the names of functions do not tell
-//! them. Their inner loops do: multiply-adds of vectors with values broadcast from memory and little
-//! else, between which the weights of later ones are fetched ahead.
+//! them. Their loops do: multiply-adds of vectors with values broadcast from memory and little else,
+//! between which the weights of later ones are fetched ahead.
 
 use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
 use anyhow::{Context, bail};
 
-/// Instructions before and after the one sampled that are looked at.
-const AROUND: usize = 12;
-/// Multiply-adds among them, and broadcasts, that make the loop of a product.
+/// Multiply-adds in the loop of a product, and broadcasts.
 const MULTIPLY_ADDS: usize = 8;
 const BROADCASTS: usize = 3;
+/// One of so many of its instructions, at least, is a multiply-add.
+const INSTRUCTIONS: usize = 3;
 
 /// Samples by what was going on.
 #[derive(Debug, Default, PartialEq)]
@@ -84,45 +84,83 @@ fn short(name: &str) -> String {
     name.trim().to_string()
 }
 
-/// Instructions in order of their addresses.
-struct Code(Vec<(u64, Kind)>);
+/// Machine code.
+struct Code {
+    /// Addresses of the instructions, in order.
+    addresses: Vec<u64>,
+    /// Whether the innermost loop around each is that of a product.
+    products: Vec<bool>,
+}
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     MultiplyAdd,
     Broadcast,
     Prefetch,
+    Jump(u64),
     Other,
+}
+
+impl Kind {
+    fn parse(text: &str) -> Self {
+        let (name, operands) = text.split_once(' ').unwrap_or((text, ""));
+        if name.starts_with("vfmadd") && name.ends_with("ps") {
+            return Self::MultiplyAdd;
+        }
+        // Constants lie beside the code.
+        if name == "vbroadcastss" && operands.contains('(') && !operands.contains("(%rip)") {
+            return Self::Broadcast;
+        }
+        if name.starts_with("prefetch") {
+            return Self::Prefetch;
+        }
+        let target = operands.split_whitespace().next().unwrap_or_default();
+        match (name.starts_with('j'), u64::from_str_radix(target, 16)) {
+            (true, Ok(target)) => Self::Jump(target),
+            _ => Self::Other,
+        }
+    }
 }
 
 impl Code {
     fn parse(listing: &str) -> Self {
         let instruction = |line: &str| {
             let (address, text) = line.trim_start().split_once(":\t")?;
-            let address = u64::from_str_radix(address, 16).ok()?;
-            let multiply_add = text.starts_with("vfmadd") && text.contains("ps");
-            let kind = match (multiply_add, text.starts_with("vbroadcastss") && text.contains('('))
-            {
-                (true, _) => Kind::MultiplyAdd,
-                (_, true) => Kind::Broadcast,
-                _ if text.starts_with("prefetch") => Kind::Prefetch,
-                _ => Kind::Other,
-            };
-            Some((address, kind))
+            Some((u64::from_str_radix(address, 16).ok()?, Kind::parse(text)))
         };
-        Self(listing.lines().filter_map(instruction).collect())
+        let (addresses, kinds): (Vec<_>, Vec<_>) = listing.lines().filter_map(instruction).unzip();
+        let mut products = vec![false; kinds.len()];
+        // A jump backwards ends a loop; of nested ones the inner is looked at last.
+        let mut loops = Vec::new();
+        for (end, kind) in kinds.iter().enumerate() {
+            if let Kind::Jump(target) = kind
+                && let Ok(start) = addresses.binary_search(target)
+                && start <= end
+            {
+                loops.push(start..end + 1);
+            }
+        }
+        loops.sort_by_key(|range| std::cmp::Reverse(range.len()));
+        for range in loops {
+            let product = is_product(&kinds[range.clone()]);
+            products[range].fill(product);
+        }
+        Self { addresses, products }
     }
 
     fn is_product(&self, address: u64) -> bool {
-        let Ok(index) = self.0.binary_search_by_key(&address, |(address, _)| *address) else {
-            return false;
-        };
-        let around = index.saturating_sub(AROUND)..(index + AROUND).min(self.0.len());
-        let count = |kind| self.0[around.clone()].iter().filter(|(_, own)| *own == kind).count();
-        let multiplies =
-            count(Kind::MultiplyAdd) >= MULTIPLY_ADDS && count(Kind::Broadcast) >= BROADCASTS;
-        multiplies || count(Kind::Prefetch) > 0
+        self.addresses.binary_search(&address).is_ok_and(|index| self.products[index])
     }
+}
+
+/// Whether this is the loop of a product, or one that fetches ahead.
+fn is_product(kinds: &[Kind]) -> bool {
+    let count = |kind| kinds.iter().filter(|own| **own == kind).count();
+    let multiply_adds = count(Kind::MultiplyAdd);
+    let multiplies = multiply_adds >= MULTIPLY_ADDS
+        && multiply_adds * INSTRUCTIONS >= kinds.len()
+        && count(Kind::Broadcast) >= BROADCASTS;
+    multiplies || (multiply_adds == 0 && count(Kind::Prefetch) > 0)
 }
 
 fn output(mut command: Command) -> anyhow::Result<String> {
@@ -137,29 +175,37 @@ fn output(mut command: Command) -> anyhow::Result<String> {
 mod tests {
     use super::*;
 
+    /// A loop that fetches, one of a product and one of a polynomial, between other instructions.
     fn listing() -> String {
-        let line = |index: usize, text: &str| format!("  {:x}:\t{text}\n", 0x1000 + 4 * index);
         let mut lines = String::from("\n0000000000001000 <name>:\n");
-        for index in 0..40 {
-            let text = if index == 0 { "prefetcht0 (%rax)" } else { "mov    %rax,%rbx" };
-            lines += &line(index, text);
-        }
-        for index in 40..80 {
-            let broadcast = index % 3 == 0;
-            let text = match broadcast {
-                true => "vbroadcastss 0x4(%rdi),%ymm1",
-                false => "vfmadd231ps %ymm0,%ymm1,%ymm2",
-            };
-            lines += &line(index, text);
-        }
+        let mut line = |text: &str| {
+            let index = lines.lines().count() - 2;
+            lines += &format!("  {:x}:\t{text}\n", 0x1000 + 4 * index);
+        };
+        let mut lines_of = |count: usize, texts: &[&str]| {
+            texts.iter().cycle().take(count).for_each(|text| line(text));
+        };
+        lines_of(10, &["mov    %rax,%rbx"]);
+        lines_of(2, &["prefetcht0 (%rax)", "jne    1028 <name+0x28>"]);
+        lines_of(10, &["mov    %rax,%rbx"]);
+        let step = ["vbroadcastss 0x4(%rdi),%ymm1", "vfmadd231ps %ymm0,%ymm1,%ymm2"];
+        lines_of(40, &[step[0], step[1], step[1]]);
+        lines_of(4, &["inc    %r13", "cmp    $0x10,%r13", "jne    1058 <name+0x58>", "ret"]);
+        let step = ["vbroadcastss 0x4(%rip),%ymm1        # 93618 <x>", step[1]];
+        lines_of(30, &[step[0], step[1], step[1]]);
+        lines_of(2, &["jne    1108 <name+0x108>", "ret"]);
         lines
     }
 
     #[test]
     fn loops_of_products_are_found() {
         let code = Code::parse(&listing());
-        assert!(code.is_product(0x1000) && !code.is_product(0x1000 + 4 * 20));
-        assert!(code.is_product(0x1000 + 4 * 60));
+        let product = |index: u64| code.is_product(0x1000 + 4 * index);
+        assert!((0..10).all(|index| !product(index)), "before");
+        assert!(product(10) && product(11), "fetching");
+        assert!((12..22).all(|index| !product(index)), "between");
+        assert!((22..65).all(product), "the whole loop, with its end");
+        assert!((65..100).all(|index| !product(index)), "a polynomial");
         assert!(!code.is_product(0));
     }
 

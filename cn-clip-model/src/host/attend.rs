@@ -5,7 +5,8 @@ use pulp::Simd;
 use rayon::prelude::*;
 
 use super::{
-    head::{self, Forward, Head, HeadDropout, multiply_by},
+    epilogue::Set,
+    head::{self, Head, HeadDropout, multiply_by},
     kernel::{Task, product, run, tile_columns},
     math::sum,
     packed::{Packed, View},
@@ -34,19 +35,15 @@ impl Attention<'_> {
     /// `[heads, queries, head_width]` for each sequence.
     pub fn context(&self) -> Vec<f32> {
         let mut context = vec![0.0; self.queries.len()];
+        let heads: Vec<_> = self.each_head().collect();
         let mut rest = context.as_mut_slice();
-        let tasks: Vec<_> = self
-            .each_head()
-            .map(|head| {
-                let size = head.queries.rows() * head.depth();
-                let (out, after) = std::mem::take(&mut rest).split_at_mut(size);
-                rest = after;
-                (head, out)
-            })
-            .collect();
-        tasks.into_par_iter().for_each_init(head::Scratch::default, |scratch, (head, out)| {
-            run(Forward { head, out, scratch });
+        let outs = heads.iter().map(|head| {
+            let size = head.queries.rows() * head.depth();
+            let (out, after) = std::mem::take(&mut rest).split_at_mut(size);
+            rest = after;
+            out
         });
+        head::forward(&heads, outs.collect());
         context
     }
 
@@ -160,9 +157,14 @@ impl Task for BackwardTask<'_> {
             }
             slopes.resize(MR * length, 0.0);
             let panels = 0..values.panels();
-            product::<S, MR, _>(simd, rows, values, panels, 0..depth, |row, first, sums| {
-                slopes[row * length + first..][..sums.len()].copy_from_slice(sums);
-            });
+            product::<S, MR, _>(
+                simd,
+                rows,
+                values,
+                panels,
+                0..depth,
+                Set { out: slopes, width: length },
+            );
             for (row, total) in totals.iter().enumerate().take(count) {
                 let query = start + row;
                 hidden.copy::<MR>(row, scores);
@@ -200,7 +202,12 @@ fn multiply<S: Simd, const MR: usize, const ACROSS: bool>(
     out: &mut [f32],
 ) {
     let panels = 0..weight.panels();
-    product::<S, MR, _>(simd, rows, weight, panels, 0..weight.depth, |row, first, sums| {
-        out[row * weight.columns + first..][..sums.len()].copy_from_slice(sums);
-    });
+    product::<S, MR, _>(
+        simd,
+        rows,
+        weight,
+        panels,
+        0..weight.depth,
+        Set { out, width: weight.columns },
+    );
 }

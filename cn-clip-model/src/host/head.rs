@@ -1,9 +1,13 @@
 //! Scaled dot-product attention of one head of a sequence.
 
+use std::ops::Range;
+
 use pulp::Simd;
+use rayon::prelude::*;
 
 use super::{
-    kernel::{Task, product, tile_columns},
+    epilogue::{Epilogue, Sums, by_row},
+    kernel::{Task, prefetch, product, run, tile_columns},
     math::exponentials,
     packed::{Packed, View},
     rows::Rows,
@@ -59,6 +63,15 @@ impl Head<'_> {
         1.0 / (self.depth() as f32).sqrt()
     }
 
+    /// Has the processor bring some rows, of those that are there, to its cache.
+    #[inline(always)]
+    fn fetch(&self, rows: Range<usize>) {
+        for view in [self.queries, self.keys, self.values] {
+            let rows = view.values.chunks(view.stride).skip(rows.start).take(rows.len());
+            rows.for_each(|row| prefetch(&row[view.first..][..view.columns]));
+        }
+    }
+
     /// Exponentials of the scores of `count` queries, at most `MR`, from `start` on, into `hidden`, and
     /// their sums.
     #[inline(always)]
@@ -77,15 +90,7 @@ impl Head<'_> {
             rows.set::<MR>(row, 0, line);
         }
         hidden.reset::<MR>(count, length);
-        product::<S, MR, _>(
-            simd,
-            rows,
-            keys,
-            0..keys.panels(),
-            0..depth,
-            #[inline(always)]
-            |row, first, sums| hidden.set::<MR>(row, first, sums),
-        );
+        product::<S, MR, _>(simd, rows, keys, 0..keys.panels(), 0..depth, Scores::<MR>(hidden));
         exponentials(hidden.blocks::<MR>(), length)
     }
 
@@ -102,6 +107,16 @@ impl Head<'_> {
     }
 }
 
+/// Writes scores.
+struct Scores<'a, const MR: usize>(&'a mut Rows);
+
+impl<const MR: usize> Epilogue for Scores<'_, MR> {
+    #[inline(always)]
+    fn finish<S: Simd>(&mut self, _: S, sums: Sums) {
+        self.0.set_tile::<MR>(&sums, sums.column);
+    }
+}
+
 /// Multiplies by factors, if there are some.
 #[inline(always)]
 pub(super) fn multiply_by(values: &mut [f32], factors: Option<&[f32]>) {
@@ -110,18 +125,27 @@ pub(super) fn multiply_by(values: &mut [f32], factors: Option<&[f32]>) {
     }
 }
 
+/// Contexts of heads, `[asking rows, head_width]` each, into `outs`.
+pub(super) fn forward(heads: &[Head], outs: Vec<&mut [f32]>) {
+    outs.into_par_iter().enumerate().for_each_init(Scratch::default, |scratch, (index, out)| {
+        run(Forward { head: &heads[index], next: heads.get(index + 1), out, scratch });
+    });
+}
+
 /// Context of a head.
-pub(super) struct Forward<'a> {
-    pub head: Head<'a>,
+struct Forward<'a> {
+    head: &'a Head<'a>,
+    /// The head after it, which is fetched meanwhile.
+    next: Option<&'a Head<'a>>,
     /// `[asking rows, head_width]`.
-    pub out: &'a mut [f32],
-    pub scratch: &'a mut Scratch,
+    out: &'a mut [f32],
+    scratch: &'a mut Scratch,
 }
 
 impl Task for Forward<'_> {
     #[inline(always)]
     fn run<S: Simd, const MR: usize>(self, simd: S) {
-        let Self { head, out, scratch } = self;
+        let Self { head, next, out, scratch } = self;
         let (length, depth) = (head.length(), head.depth());
         scratch.keys.reset(depth, length, tile_columns());
         scratch.values.reset(length, depth, tile_columns());
@@ -131,6 +155,9 @@ impl Task for Forward<'_> {
         }
         for (group, out) in out.chunks_mut(MR * depth).enumerate() {
             let (start, count) = (group * MR, out.len() / depth);
+            if let Some(next) = next {
+                next.fetch(start..start + count);
+            }
             let totals = head.exponentials::<S, MR>(simd, (start, count), scratch);
             let Scratch { hidden, values, line, factors, .. } = &mut *scratch;
             if head.dropout.is_some() {
@@ -147,12 +174,14 @@ impl Task for Forward<'_> {
                 values,
                 0..values.panels(),
                 0..length,
-                #[inline(always)]
-                |row, first, sums| {
-                    let out = &mut out[row * depth + first..][..sums.len()];
-                    let factor = 1.0 / totals[row];
-                    out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum * factor);
-                },
+                by_row(
+                    #[inline(always)]
+                    |row, first, sums| {
+                        let out = &mut out[row * depth + first..][..sums.len()];
+                        let factor = 1.0 / totals[row];
+                        out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum * factor);
+                    },
+                ),
             );
         }
     }

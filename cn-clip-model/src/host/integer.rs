@@ -7,9 +7,11 @@
 
 use std::ops::Range;
 
+use pulp::Simd;
 use rayon::prelude::*;
 
 use super::{
+    epilogue::{Epilogue, Sums},
     integer_tile::tile,
     kernel::{Height, Line, MOST_COLUMNS, each_pair, tile_columns},
     packed::{View, side_by_side},
@@ -82,16 +84,16 @@ impl Integers {
         Self { data, scales, depth, columns, panel }
     }
 
-    /// Hands `each` the product of `rows` and a part of the matrix (`columns`, whose ends lie
-    /// between panels, and `depth`, which begins at an even row), a row of a tile at a time: row,
-    /// first column, values.
+    /// Hands `epilogue` the product of `rows` and a part of the matrix (`columns`, whose ends lie
+    /// between panels, and `depth`, which begins at an even row), a tile at a time.
     #[inline(always)]
-    pub fn product<const MR: usize>(
+    pub fn product<S: Simd, const MR: usize>(
         &self,
+        simd: S,
         rows: &IntegerRows,
         columns: Range<usize>,
         depth: Range<usize>,
-        mut each: impl FnMut(usize, usize, &[f32]),
+        mut epilogue: impl Epilogue,
     ) {
         let (width, pairs) = (self.panel, depth.len().div_ceil(2));
         let size = self.depth.div_ceil(2) * 2 * width;
@@ -107,11 +109,11 @@ impl Integers {
             true,
             #[inline(always)]
             |pair| {
-                let first = pair.panel * width;
-                let columns = width.min(self.columns - first);
-                let scales = &self.scales[first..][..width];
+                let column = pair.panel * width;
+                let columns = width.min(self.columns - column);
+                let scales = &self.scales[column..][..width];
                 let of_rows = &rows.scales[pair.first_row..][..pair.count];
-                let sums: [Line; MR] = match pair.height::<MR>() {
+                let mut sums: [Line; MR] = match pair.height::<MR>() {
                     Height::Four => tile::<MR, 4>(&pair, width),
                     Height::Five => tile::<MR, 5>(&pair, width),
                     Height::Eight => tile::<MR, 8>(&pair, width),
@@ -120,11 +122,13 @@ impl Integers {
                     Height::Eleven => tile::<MR, 11>(&pair, width),
                     Height::Full => tile::<MR, MR>(&pair, width),
                 };
-                for (row, (mut sums, scale)) in sums.into_iter().zip(of_rows).enumerate() {
+                for (sums, scale) in sums.iter_mut().zip(of_rows) {
                     let pairs = sums.iter_mut().zip(scales);
                     pairs.for_each(|(sum, column)| *sum *= scale * column);
-                    each(pair.first_row + row, first, &sums[..columns]);
                 }
+                let values = sums[..pair.count].as_flattened_mut();
+                let (row, stride) = (pair.first_row, MOST_COLUMNS);
+                epilogue.finish(simd, Sums { row, column, columns, values, stride });
             },
         );
     }
@@ -203,10 +207,11 @@ fn round(x: f32) -> i16 {
 
 #[cfg(test)]
 mod tests {
-    use pulp::Simd;
-
     use super::{
-        super::kernel::{Task, run},
+        super::{
+            epilogue::Set,
+            kernel::{Task, run},
+        },
         *,
     };
 
@@ -220,7 +225,7 @@ mod tests {
 
     impl Task for Product<'_> {
         #[inline(always)]
-        fn run<S: Simd, const MR: usize>(self, _: S) {
+        fn run<S: Simd, const MR: usize>(self, simd: S) {
             let mut rows = Rows::default();
             let depth = self.depth.len();
             rows.reset::<MR>(self.rows.len() / depth, depth);
@@ -230,9 +235,13 @@ mod tests {
             let mut rounded = IntegerRows::default();
             rounded.set::<MR>(&rows);
             let columns = self.weight.columns;
-            self.weight.product::<MR>(&rounded, self.columns, self.depth, |row, column, sums| {
-                self.out[row * columns + column..][..sums.len()].copy_from_slice(sums);
-            });
+            self.weight.product::<S, MR>(
+                simd,
+                &rounded,
+                self.columns,
+                self.depth,
+                Set { out: self.out, width: columns },
+            );
         }
     }
 

@@ -9,6 +9,7 @@ use std::{
 use pulp::{Arch, Simd, WithSimd, bytemuck::cast_slice};
 
 use super::{
+    epilogue::{Epilogue, Sums},
     packed::Packed,
     rows::{BLOCK, Rows, each_group},
 };
@@ -89,8 +90,8 @@ pub(super) fn has_vectors() -> bool {
     tile_columns() >= LEAST_LANES * VECTORS
 }
 
-/// Hands `each` the product of `rows` and a part of `weight` (`depth` of its rows, `panels` of its
-/// columns), a row of a tile at a time: row, first column, values.
+/// Hands `epilogue` the product of `rows` and a part of `weight` (`depth` of its rows, `panels` of its
+/// columns), a tile at a time.
 #[inline(always)]
 pub(super) fn product<S: Simd, const MR: usize, const ACROSS: bool>(
     simd: S,
@@ -98,9 +99,10 @@ pub(super) fn product<S: Simd, const MR: usize, const ACROSS: bool>(
     weight: &Packed,
     panels: Range<usize>,
     depth: Range<usize>,
-    mut each: impl FnMut(usize, usize, &[f32]),
+    mut epilogue: impl Epilogue,
 ) {
     let width = weight.panel_columns();
+    let mut sums = [[0.0; MOST_COLUMNS]; MR];
     let part = |index: usize| &weight.panel(index)[depth.start * width..][..depth.len() * width];
     each_pair::<MR, _, _>(
         rows.count(),
@@ -110,20 +112,21 @@ pub(super) fn product<S: Simd, const MR: usize, const ACROSS: bool>(
         weight.is_far(),
         #[inline(always)]
         |pair| {
-            let first = pair.panel * width;
-            let columns = width.min(weight.columns - first);
-            let lines = match pair.height::<MR>() {
-                Height::Four => simd.vectorize(Tile::<MR, 4, ACROSS>(&pair)),
-                Height::Five => simd.vectorize(Tile::<MR, 5, ACROSS>(&pair)),
-                Height::Eight => simd.vectorize(Tile::<MR, 8, ACROSS>(&pair)),
-                Height::Nine => simd.vectorize(Tile::<MR, 9, ACROSS>(&pair)),
-                Height::Ten => simd.vectorize(Tile::<MR, 10, ACROSS>(&pair)),
-                Height::Eleven => simd.vectorize(Tile::<MR, 11, ACROSS>(&pair)),
-                Height::Full => simd.vectorize(Tile::<MR, MR, ACROSS>(&pair)),
-            };
-            for (row, sums) in lines.iter().enumerate().take(pair.count) {
-                each(pair.first_row + row, first, &sums[..columns]);
+            let column = pair.panel * width;
+            let columns = width.min(weight.columns - column);
+            let out = sums.as_flattened_mut();
+            match pair.height::<MR>() {
+                Height::Four => simd.vectorize(Tile::<MR, 4, ACROSS>(&pair, out)),
+                Height::Five => simd.vectorize(Tile::<MR, 5, ACROSS>(&pair, out)),
+                Height::Eight => simd.vectorize(Tile::<MR, 8, ACROSS>(&pair, out)),
+                Height::Nine => simd.vectorize(Tile::<MR, 9, ACROSS>(&pair, out)),
+                Height::Ten => simd.vectorize(Tile::<MR, 10, ACROSS>(&pair, out)),
+                Height::Eleven => simd.vectorize(Tile::<MR, 11, ACROSS>(&pair, out)),
+                Height::Full => simd.vectorize(Tile::<MR, MR, ACROSS>(&pair, out)),
             }
+            let values = &mut out[..pair.count * width];
+            let row = pair.first_row;
+            epilogue.finish(simd, Sums { row, column, columns, values, stride: width });
         },
     );
 }
@@ -194,17 +197,20 @@ pub(super) fn each_pair<'a, const MR: usize, R: 'a, W: 'a>(
     }
 }
 
-/// Sums of products over the depth of the first `COUNT` rows of a group and a panel; the rest stay
-/// zero. A function of its own, of which there is one for all products.
-struct Tile<'a, const MR: usize, const COUNT: usize, const ACROSS: bool>(&'a Pair<'a, f32, f32>);
+/// Writes sums of products over the depth of the first `COUNT` rows of a group and a panel, row after
+/// row. A function of its own, of which there is one for all products.
+struct Tile<'a, const MR: usize, const COUNT: usize, const ACROSS: bool>(
+    &'a Pair<'a, f32, f32>,
+    &'a mut [f32],
+);
 
 impl<const MR: usize, const COUNT: usize, const ACROSS: bool> WithSimd
     for Tile<'_, MR, COUNT, ACROSS>
 {
-    type Output = [Line; MR];
+    type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) -> [Line; MR] {
+    fn with_simd<S: Simd>(self, simd: S) {
         let Pair { rows, weights, ahead, .. } = *self.0;
         let panel = S::as_simd_f32s(weights).0.as_chunks::<VECTORS>().0;
         let (panel, last) = panel.as_chunks::<BLOCK>();
@@ -218,12 +224,8 @@ impl<const MR: usize, const COUNT: usize, const ACROSS: bool> WithSimd
         if let Some(rows) = blocks.next() {
             add_products::<S, MR, COUNT, ACROSS>(simd, rows, last, &mut sums);
         }
-        let mut lines = [[0.0; MOST_COLUMNS]; MR];
-        for (line, sums) in lines.iter_mut().zip(&sums).take(COUNT) {
-            let sums = cast_slice(sums);
-            line[..sums.len()].copy_from_slice(sums);
-        }
-        lines
+        let sums = cast_slice(sums[..COUNT].as_flattened());
+        self.1[..sums.len()].copy_from_slice(sums);
     }
 }
 
@@ -271,7 +273,10 @@ pub(super) fn prefetch<T>(values: &[T]) {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::packed::View, *};
+    use super::{
+        super::{epilogue::Set, packed::View},
+        *,
+    };
 
     #[test]
     fn shares_are_all_of_it_in_whole_lines() {
@@ -301,9 +306,14 @@ mod tests {
                 rows.set::<MR>(index, 0, row);
             }
             let panels = 0..self.weight.panels();
-            product::<S, MR, _>(simd, &rows, self.weight, panels, 0..depth, |row, column, sums| {
-                self.out[row * columns + column..][..sums.len()].copy_from_slice(sums);
-            });
+            product::<S, MR, _>(
+                simd,
+                &rows,
+                self.weight,
+                panels,
+                0..depth,
+                Set { out: self.out, width: columns },
+            );
         }
     }
 

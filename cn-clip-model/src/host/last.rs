@@ -9,6 +9,7 @@ use pulp::Simd;
 use rayon::prelude::*;
 
 use super::{
+    epilogue::{Set, by_row},
     kernel::{Task, run},
     layer::{Block, Order, finish, starts},
     math::{Norm, exponentials, layer_norm, sum},
@@ -139,25 +140,19 @@ impl Task for Attend<'_> {
             simd,
             rows,
             0..width,
-            #[inline(always)]
-            |row, first, sums| {
-                line.clear();
-                line.extend(
-                    sums.iter().zip(&bias[first..]).map(|(sum, bias)| (sum + bias) * scale),
-                );
-                queries.values.set::<MR>(row, first, line);
-            },
+            by_row(
+                #[inline(always)]
+                |row, first, sums| {
+                    line.clear();
+                    line.extend(
+                        sums.iter().zip(&bias[first..]).map(|(sum, bias)| (sum + bias) * scale),
+                    );
+                    queries.values.set::<MR>(row, first, line);
+                },
+            ),
         );
         asked.resize(count * width, 0.0);
-        head.keys.multiply::<S, MR>(
-            simd,
-            queries,
-            0..depth,
-            #[inline(always)]
-            |row, first, sums| {
-                asked[row * width + first..][..sums.len()].copy_from_slice(sums);
-            },
-        );
+        head.keys.multiply::<S, MR>(simd, queries, 0..depth, Set { out: asked, width });
 
         line.resize(width, 0.0);
         let sequences = starts(lengths).zip(lengths).zip(asked.chunks_exact(width));
@@ -184,12 +179,14 @@ impl Task for Attend<'_> {
             simd,
             rows,
             0..width,
-            #[inline(always)]
-            |row, first, sums| {
-                let out = &mut out[row * depth + first..][..sums.len()];
-                let sums = sums.iter().zip(&bias[first..]);
-                out.iter_mut().zip(sums).for_each(|(out, (sum, bias))| *out = sum + bias);
-            },
+            by_row(
+                #[inline(always)]
+                |row, first, sums| {
+                    let out = &mut out[row * depth + first..][..sums.len()];
+                    let sums = sums.iter().zip(&bias[first..]);
+                    out.iter_mut().zip(sums).for_each(|(out, (sum, bias))| *out = sum + bias);
+                },
+            ),
         );
     }
 }

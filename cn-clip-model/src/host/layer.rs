@@ -8,7 +8,8 @@ use pulp::Simd;
 use rayon::prelude::*;
 
 use super::{
-    head::{self, Forward, Head},
+    epilogue::{Add, Epilogue, Sums, by_row},
+    head::{self, Head},
     kernel::{Task, run},
     last::{self, Last},
     math::{Activation, Norm, layer_norm, normalise},
@@ -133,14 +134,16 @@ impl Task for Project<'_> {
             simd,
             rows,
             0..width,
-            #[inline(always)]
-            |row, first, sums| {
-                let out = &mut out[row * 3 * width + first..][..sums.len()];
-                let bias = &bias[first..][..sums.len()];
-                for ((out, sum), bias) in out.iter_mut().zip(sums).zip(bias) {
-                    *out = sum + bias;
-                }
-            },
+            by_row(
+                #[inline(always)]
+                |row, first, sums| {
+                    let out = &mut out[row * 3 * width + first..][..sums.len()];
+                    let bias = &bias[first..][..sums.len()];
+                    for ((out, sum), bias) in out.iter_mut().zip(sums).zip(bias) {
+                        *out = sum + bias;
+                    }
+                },
+            ),
         );
     }
 }
@@ -172,7 +175,8 @@ fn attend(layer: &Layer, packed: &[f32], lengths: &[usize], context: &mut [f32])
     let stride = layer.projections.weight.columns();
     let (width, columns) = (stride / 3, stride / 3 / layer.heads);
     let (mut packed, mut context) = (packed, context);
-    let mut tasks = Vec::with_capacity(lengths.len() * layer.heads);
+    let mut heads = Vec::with_capacity(lengths.len() * layer.heads);
+    let mut outs = Vec::with_capacity(heads.capacity());
     for length in lengths {
         let (values, rest) = packed.split_at(length * stride);
         packed = rest;
@@ -186,12 +190,11 @@ fn attend(layer: &Layer, packed: &[f32], lengths: &[usize], context: &mut [f32])
                 first: number * width + first,
                 columns,
             });
-            tasks.push((Head { queries, keys, values, dropout: None }, out));
+            heads.push(Head { queries, keys, values, dropout: None });
+            outs.push(out);
         }
     }
-    tasks.into_par_iter().for_each_init(head::Scratch::default, |scratch, (head, out)| {
-        run(Forward { head, out, scratch });
-    });
+    head::forward(&heads, outs);
 }
 
 /// The layer after another.
@@ -261,15 +264,8 @@ impl Task for Finish<'_> {
             }
         }
         let Linear { weight, bias } = &layer.output;
-        weight.multiply::<S, MR>(
-            simd,
-            rows,
-            0..width,
-            #[inline(always)]
-            |row, first, sums| {
-                add(&mut x[row * width + first..], sums, Some(&bias[first..]));
-            },
-        );
+        let sum = Add { x: &mut *x, width, bias: Some(bias) };
+        weight.multiply::<S, MR>(simd, rows, 0..width, sum);
         if layer.order == Order::After {
             x.chunks_exact_mut(width).for_each(|row| normalise(row, &layer.first_norm));
         }
@@ -286,25 +282,11 @@ impl Task for Finish<'_> {
                 rows,
                 part.clone(),
                 0..width,
-                #[inline(always)]
-                |row, first, sums| {
-                    line.clear();
-                    let bias = &inner.bias[first..][..sums.len()];
-                    line.extend(sums.iter().zip(bias).map(|(sum, bias)| sum + bias));
-                    layer.activation.apply(line);
-                    hidden.values.set::<MR>(row, first - start, line);
-                },
+                Activate::<MR> { layer, out: &mut hidden.values, start },
             );
-            outer.weight.multiply::<S, MR>(
-                simd,
-                hidden,
-                part,
-                #[inline(always)]
-                |row, first, sums| {
-                    let bias = (start == 0).then(|| &outer.bias[first..]);
-                    add(&mut x[row * width + first..], sums, bias);
-                },
-            );
+            let bias = (start == 0).then_some(&*outer.bias);
+            let sum = Add { x: &mut *x, width, bias };
+            outer.weight.multiply::<S, MR>(simd, hidden, part, sum);
         }
         if layer.order == Order::After {
             x.chunks_exact_mut(width).for_each(|row| normalise(row, &layer.second_norm));
@@ -312,15 +294,23 @@ impl Task for Finish<'_> {
     }
 }
 
-#[inline(always)]
-fn add(x: &mut [f32], sums: &[f32], bias: Option<&[f32]>) {
-    let x = &mut x[..sums.len()];
-    match bias {
-        Some(bias) => {
-            for ((x, sum), bias) in x.iter_mut().zip(sums).zip(&bias[..sums.len()]) {
-                *x += sum + bias;
-            }
+/// Adds the bias of hidden values, applies their activation and writes them, from the column `start`
+/// on.
+struct Activate<'a, const MR: usize> {
+    layer: &'a Block,
+    out: &'a mut Rows,
+    start: usize,
+}
+
+impl<const MR: usize> Epilogue for Activate<'_, MR> {
+    #[inline(always)]
+    fn finish<S: Simd>(&mut self, _: S, sums: Sums) {
+        let bias = &self.layer.inner.bias[sums.column..][..sums.columns];
+        for row in sums.values.chunks_exact_mut(sums.stride) {
+            row.iter_mut().zip(bias).for_each(|(sum, bias)| *sum += bias);
         }
-        None => x.iter_mut().zip(sums).for_each(|(x, sum)| *x += sum),
+        // Of all rows at once, which is faster than row by row.
+        self.layer.activation.apply(sums.values);
+        self.out.set_tile::<MR>(&sums, sums.column - self.start);
     }
 }

@@ -18,6 +18,8 @@ mod bottleneck;
 #[cfg(feature = "flex")]
 mod channel_norm;
 #[cfg(feature = "flex")]
+mod epilogue;
+#[cfg(feature = "flex")]
 mod head;
 #[cfg(feature = "flex")]
 mod integer;

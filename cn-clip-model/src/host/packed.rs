@@ -149,14 +149,17 @@ impl Packed {
         });
     }
 
-    /// Prepares for [`set_row`](Self::set_row) or [`set_column`](Self::set_column) by the thread that
-    /// will multiply by it, reusing memory.
+    /// Prepares for [`set_row`](Self::set_row) or [`set_column`](Self::set_column) of all rows or columns
+    /// by the thread that will multiply by it, reusing memory.
     #[inline(always)]
     pub fn reset(&mut self, depth: usize, columns: usize, panel: usize) {
-        (self.depth, self.columns, self.panel) = (depth, columns, panel);
         self.fresh = true;
-        self.data.clear();
-        self.data.resize(self.panels() * panel * depth, 0.0);
+        // In a matrix of the same size, what fills the last panel is zero already.
+        if (self.depth, self.columns, self.panel) != (depth, columns, panel) {
+            (self.depth, self.columns, self.panel) = (depth, columns, panel);
+            self.data.clear();
+            self.data.resize(self.panels() * panel * depth, 0.0);
+        }
     }
 
     /// Sets a row.

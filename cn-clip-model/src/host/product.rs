@@ -6,6 +6,7 @@ use pulp::Simd;
 use rayon::prelude::*;
 
 use super::{
+    epilogue::by_row,
     kernel::{Task, product, run},
     packed::Packed,
     rows::Rows,
@@ -93,23 +94,25 @@ impl<F: Fn(usize, &mut [f32]), E: Fn(usize, usize, &[f32], &mut [f32])> Task for
                 weight,
                 panels,
                 range,
-                #[inline(always)]
-                |row, first, sums| {
-                    let out = &mut out[row * columns + first..][..sums.len()];
-                    let sums = match first_part {
-                        true => sums,
-                        false => {
-                            let line = &mut line[..sums.len()];
-                            let items = line.iter_mut().zip(sums).zip(out.iter());
-                            items.for_each(|((line, sum), out)| *line = sum + out);
-                            line
+                by_row(
+                    #[inline(always)]
+                    |row, first, sums| {
+                        let out = &mut out[row * columns + first..][..sums.len()];
+                        let sums = match first_part {
+                            true => sums,
+                            false => {
+                                let line = &mut line[..sums.len()];
+                                let items = line.iter_mut().zip(sums).zip(out.iter());
+                                items.for_each(|((line, sum), out)| *line = sum + out);
+                                line
+                            }
+                        };
+                        match last_part {
+                            true => (*each)(start + row, first, sums, out),
+                            false => out.copy_from_slice(sums),
                         }
-                    };
-                    match last_part {
-                        true => (*each)(start + row, first, sums, out),
-                        false => out.copy_from_slice(sums),
-                    }
-                },
+                    },
+                ),
             );
         }
     }
@@ -191,14 +194,16 @@ impl<F: Fn(usize, Range<usize>, &mut [f32])> Task for AcrossTask<'_, F> {
             weight,
             panels,
             depth,
-            #[inline(always)]
-            |row, column, sums| {
-                let out = &mut out[row * stride + first + column..][..sums.len()];
-                match from > 0 {
-                    true => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum),
-                    false => out.copy_from_slice(sums),
-                }
-            },
+            by_row(
+                #[inline(always)]
+                |row, column, sums| {
+                    let out = &mut out[row * stride + first + column..][..sums.len()];
+                    match from > 0 {
+                        true => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum),
+                        false => out.copy_from_slice(sums),
+                    }
+                },
+            ),
         );
     }
 }

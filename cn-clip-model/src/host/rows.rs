@@ -2,6 +2,8 @@
 
 use std::{ops::Range, slice::ChunksExact};
 
+use super::epilogue::Sums;
+
 /// Places of the depth of a block: a cache line, which is the widest vector, so that rows are set by
 /// whole ones.
 pub(super) const BLOCK: usize = 16;
@@ -94,6 +96,22 @@ impl Rows {
         }
     }
 
+    /// Sets a tile's rows, which must be those of a group, from `first` on.
+    #[inline(always)]
+    pub fn set_tile<const MR: usize>(&mut self, sums: &Sums, first: usize) {
+        if !sums.stride.is_multiple_of(BLOCK) || !first.is_multiple_of(BLOCK) {
+            return sums.rows().for_each(|(row, values)| self.set::<MR>(row, first, values));
+        }
+        let start = self.starts[sums.row] + first / BLOCK * (MR * BLOCK);
+        let blocks = self.data[start..].chunks_mut(MR * BLOCK);
+        for (block, from) in blocks.zip((0..sums.columns).step_by(BLOCK)) {
+            let rows = sums.values.chunks_exact(sums.stride);
+            for (place, row) in block.as_chunks_mut::<BLOCK>().0.iter_mut().zip(rows) {
+                place.copy_from_slice(&row[from..from + BLOCK]);
+            }
+        }
+    }
+
     /// Copies a row.
     #[inline(always)]
     pub fn copy<const MR: usize>(&self, row: usize, out: &mut [f32]) {
@@ -133,6 +151,34 @@ mod tests {
             let sizes = groups.iter().map(Range::len);
             let (least, most) = (sizes.clone().min().unwrap_or(0), sizes.max().unwrap_or(0));
             assert!(most <= 12 && most - least <= 1, "{count}");
+        }
+    }
+
+    /// Tiles as wide as two blocks, as one and as half of one; the second group is of three rows.
+    #[test]
+    fn tiles_are_set_as_rows_are() {
+        const MR: usize = 4;
+        let (count, depth) = (7, 40);
+        for stride in [32, 16, 8] {
+            let (mut by_row, mut by_tile) = (Rows::default(), Rows::default());
+            by_row.reset::<MR>(count, depth);
+            by_tile.reset::<MR>(count, depth);
+            for range in each_group::<MR>(count) {
+                for column in (0..depth).step_by(stride) {
+                    let columns = stride.min(depth - column);
+                    let inside = |at: usize| at % stride < columns;
+                    let mut values: Vec<f32> = (0..range.len() * stride)
+                        .map(|at| if inside(at) { (column * 100 + at + 1) as f32 } else { 0.0 })
+                        .collect();
+                    let row = range.start;
+                    let sums = Sums { row, column, columns, values: &mut values, stride };
+                    for (row, values) in sums.rows() {
+                        by_row.set::<MR>(row, column, values);
+                    }
+                    by_tile.set_tile::<MR>(&sums, column);
+                }
+            }
+            assert_eq!(by_tile.data, by_row.data, "{stride}");
         }
     }
 

@@ -5,6 +5,7 @@ use std::ops::Range;
 use pulp::Simd;
 
 use super::{
+    epilogue::Epilogue,
     integer::{IntegerRows, Integers},
     kernel::product,
     packed::{Packed, View},
@@ -56,18 +57,18 @@ impl Weight {
         }
     }
 
-    /// Hands `each` the product of `rows`, whose values were set, and rows of the weight (`depth`), a
-    /// row of a tile at a time: row, first column, values.
+    /// Hands `epilogue` the product of `rows`, whose values were set, and rows of the weight (`depth`),
+    /// a tile at a time.
     #[inline(always)]
     pub fn multiply<S: Simd, const MR: usize>(
         &self,
         simd: S,
         rows: &mut Input,
         depth: Range<usize>,
-        each: impl FnMut(usize, usize, &[f32]),
+        epilogue: impl Epilogue,
     ) {
         self.prepare::<MR>(rows);
-        self.product::<S, MR>(simd, rows, 0..self.columns(), depth, each);
+        self.product::<S, MR>(simd, rows, 0..self.columns(), depth, epilogue);
     }
 
     /// The same of prepared rows and a part of the weight, also of `columns`, whose ends lie between
@@ -79,15 +80,15 @@ impl Weight {
         rows: &Input,
         columns: Range<usize>,
         depth: Range<usize>,
-        each: impl FnMut(usize, usize, &[f32]),
+        epilogue: impl Epilogue,
     ) {
         match self {
             Self::Floats(weight) => {
                 let panels = weight.panels_of(columns);
-                product::<S, MR, _>(simd, &rows.values, weight, panels, depth, each);
+                product::<S, MR, _>(simd, &rows.values, weight, panels, depth, epilogue);
             }
             Self::Integers(weight) => {
-                weight.product::<MR>(&rows.rounded, columns, depth, each);
+                weight.product::<S, MR>(simd, &rows.rounded, columns, depth, epilogue);
             }
         }
     }
