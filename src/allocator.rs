@@ -29,22 +29,6 @@ impl Allocator {
     }
 }
 
-/// Asks for pages of 2 MiB where a large block lies: the hundreds of megabytes of weights that an
-/// encoding reads are more small pages than the processor remembers (1 to 2 % of its time).
-fn ask_for_large_pages(block: *mut u8, size: usize) {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    if !block.is_null() {
-        const PAGE: usize = 4096;
-        let start = block.align_offset(PAGE);
-        let length = size.saturating_sub(start) / PAGE * PAGE;
-        // SAFETY: the pages lie within the block; the advice changes no value, and where the system
-        // cannot take it, nothing.
-        unsafe { libc::madvise(block.wrapping_add(start).cast(), length, libc::MADV_HUGEPAGE) };
-    }
-    #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-    let _ = (block, size);
-}
-
 // SAFETY: every block is allocated and freed by the same of two allocators, which its layout tells;
 // it is copied where a new size is the other's.
 unsafe impl GlobalAlloc for Allocator {
@@ -52,11 +36,7 @@ unsafe impl GlobalAlloc for Allocator {
         // SAFETY: as the caller promises for this method.
         unsafe {
             match Self::is_of_system(layout) {
-                true => {
-                    let block = System.alloc(layout);
-                    ask_for_large_pages(block, layout.size());
-                    block
-                }
+                true => System.alloc(layout),
                 false => MiMalloc.alloc(layout),
             }
         }
@@ -66,11 +46,7 @@ unsafe impl GlobalAlloc for Allocator {
         // SAFETY: as the caller promises for this method.
         unsafe {
             match Self::is_of_system(layout) {
-                true => {
-                    let block = System.alloc_zeroed(layout);
-                    ask_for_large_pages(block, layout.size());
-                    block
-                }
+                true => System.alloc_zeroed(layout),
                 false => MiMalloc.alloc_zeroed(layout),
             }
         }
